@@ -1,0 +1,84 @@
+"""Mutual-nearest-neighbour matching against a plain loop over all pairs."""
+
+import numpy as np
+import pytest
+
+from samfeat_core.matching import match_mutual
+
+
+def unit_rows(rng: np.random.Generator, count: int, dim: int = 16) -> np.ndarray:
+    rows = rng.normal(size=(count, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def slow_match(a, b, min_similarity=None, ratio=None):
+    pairs = []
+    for i in range(len(a)):
+        dots = [float(np.dot(a[i], row)) for row in b]
+        j = int(np.argmax(dots))
+        if int(np.argmax([float(np.dot(row, b[j])) for row in a])) != i:
+            continue
+        if min_similarity is not None and dots[j] < min_similarity:
+            continue
+        if ratio is not None:
+            second = int(np.argsort(dots)[-2])
+            if np.linalg.norm(a[i] - b[j]) >= ratio * np.linalg.norm(a[i] - b[second]):
+                continue
+        pairs.append((i, j))
+    return pairs
+
+
+@pytest.mark.parametrize("bounds", [{}, {"min_similarity": 0.7}, {"ratio": 0.9}, {"min_similarity": 0.5, "ratio": 0.8}])
+def test_equals_the_plain_formulation(bounds):
+    rng = np.random.default_rng(1)
+    previous = unit_rows(rng, 60)
+    current = np.concatenate([previous[10:50] + 0.15 * unit_rows(rng, 40), unit_rows(rng, 15)])
+    index, index_prev, similarity = match_mutual(current, previous, **bounds)
+    assert list(zip(index, index_prev, strict=True)) == slow_match(current, previous, **bounds)
+    assert 5 < len(index) < 55
+    np.testing.assert_allclose(similarity, np.einsum("nd,nd->n", current[index], previous[index_prev]), rtol=1e-5)
+    assert index.dtype == index_prev.dtype == np.int64 and similarity.dtype == np.float32
+
+
+def test_a_permutation_is_recovered():
+    rng = np.random.default_rng(2)
+    previous = unit_rows(rng, 300, 64)
+    order = rng.permutation(300)
+    index, index_prev, similarity = match_mutual(previous[order], previous)
+    np.testing.assert_array_equal(index_prev, order[index])
+    assert len(index) == 300
+    np.testing.assert_allclose(similarity, 1, atol=1e-5)
+
+
+def test_no_row_is_used_twice_when_rows_are_identical():
+    row = np.ones((1, 4), np.float32) / 2
+    index, index_prev, _ = match_mutual(np.repeat(row, 5, 0), np.repeat(row, 3, 0))
+    assert len(index) == len(set(index)) == len(set(index_prev)) == 1
+
+
+@pytest.mark.parametrize("shapes", [((0, 8), (5, 8)), ((5, 8), (0, 8)), ((0, 8), (0, 8))])
+def test_empty_sides_give_no_matches(shapes):
+    index, index_prev, similarity = match_mutual(*(np.zeros(shape, np.float32) for shape in shapes), ratio=0.9)
+    assert len(index) == len(index_prev) == len(similarity) == 0
+
+
+def test_one_previous_row_passes_the_ratio_bound():
+    rows = np.eye(2, dtype=np.float32)
+    assert match_mutual(rows, rows[:1], ratio=0.5)[0].tolist() == [0]
+
+
+def test_rows_of_nan_never_match():
+    rows = unit_rows(np.random.default_rng(3), 20)
+    broken = rows.copy()
+    broken[7] = np.nan
+    index, _, similarity = match_mutual(broken, rows)
+    assert 7 not in index and np.isfinite(similarity).all()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "words"),
+    [((3, 4), (3, 5), {}, "same D"), ((3,), (3, 5), {}, "same D"), ((3, 4), (3, 4), {"ratio": 1.5}, "ratio")],
+)
+def test_bad_input_is_refused(a, b, options, words):
+    with pytest.raises(ValueError, match=words):
+        match_mutual(np.zeros(a, np.float32), np.zeros(b, np.float32), **options)

@@ -1,0 +1,121 @@
+"""Track ids, restarts and lengths over frames whose correspondence is known."""
+
+import numpy as np
+import pytest
+
+from samfeat_core.features import Features
+from samfeat_core.tracking import ID_LIMIT, FrameTracker
+
+SIZE = (640, 480)
+RNG = np.random.default_rng(0)
+WORLD = RNG.uniform([-3, -2.2, 3], [3, 2.2, 12], (200, 3))
+NAMES = RNG.normal(size=(200, 32)).astype(np.float32)
+NAMES /= np.linalg.norm(NAMES, axis=1, keepdims=True)
+
+
+def frame(step: float, rows=slice(None), size=SIZE) -> Features:
+    """The world seen by a camera that moved `step` times (20, 2, 5 cm); rows choose and order the points."""
+    seen = WORLD[rows] + step * np.array([0.2, 0.02, 0.05])
+    points = (seen[:, :2] / seen[:, 2:] * 400 + [320, 240]).astype(np.float32)
+    return Features(points, np.linspace(1, 0.1, len(points), dtype=np.float32), NAMES[rows], size)
+
+
+def test_ids_follow_the_points_through_reordering_loss_and_birth():
+    tracker = FrameTracker(min_similarity=0.9)
+    first = tracker.update(frame(0, np.arange(150)))
+    assert first.restarted and len(first) == 0 and np.isnan(first.inlier_ratio)
+    np.testing.assert_array_equal(first.track_ids, np.arange(150))
+    assert tracker.previous is None
+
+    rows = RNG.permutation(np.arange(30, 180))
+    second = tracker.update(frame(1, rows))
+    old = rows < 150
+    np.testing.assert_array_equal(second.track_ids[old], rows[old])
+    assert set(second.track_ids[~old]) == set(range(150, 180))
+    assert not second.restarted and second.inlier.all() and second.inlier_ratio == 1
+    np.testing.assert_array_equal(tracker.previous.keypoints, frame(0, np.arange(150)).keypoints)
+    np.testing.assert_array_equal(tracker.track_lengths, np.where(old, 2, 1))
+
+    third = tracker.update(frame(2, np.arange(200)))
+    expected = dict(zip(rows, second.track_ids, strict=True))
+    assert all(third.track_ids[row] == expected[row] for row in rows)
+    assert third.track_ids[:30].min() >= 180  # lost in frame 2: a new track, not the old id
+    assert sorted(set(tracker.track_lengths)) == [1, 2, 3]
+
+
+def test_a_match_off_the_epipolar_geometry_begins_a_new_track():
+    moved = frame(1)
+    points = moved.keypoints.copy()
+    points[:20] += [9, -31]
+    moved = Features(points, moved.scores, moved.descriptors, SIZE)
+    for verify in (True, False):
+        tracker = FrameTracker(verify=verify)
+        before = tracker.update(frame(0)).track_ids
+        after = tracker.update(moved)
+        assert len(after) == 200
+        kept = after.track_ids == before
+        assert kept[20:].mean() > 0.97
+        assert kept[:20].mean() < 0.3 if verify else kept.all()
+        assert not set(after.track_ids[~kept]) & set(before)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "restarts"),
+    [(10_050_000_000, False), (11_000_000_000, False), (11_000_000_001, True), (9_999_999_999, True)],
+)
+def test_gaps_and_stamps_that_go_back_restart(stamp, restarts):
+    tracker = FrameTracker()
+    ids = tracker.update(frame(0), stamp_ns=10_000_000_000).track_ids
+    matches = tracker.update(frame(1), stamp_ns=stamp)
+    assert matches.restarted == restarts
+    assert (len(matches) == 0) == restarts
+    assert bool(set(ids) & set(matches.track_ids)) != restarts
+    assert (tracker.previous is None) == restarts
+
+
+def test_reset_size_and_dimension_restart():
+    tracker = FrameTracker()
+    tracker.update(frame(0))
+    tracker.reset()
+    assert tracker.update(frame(1)).restarted
+    assert tracker.update(frame(1, size=(320, 240))).restarted
+    other = frame(1, size=(320, 240))
+    assert tracker.update(Features(other.keypoints, other.scores, NAMES[:, :16], (320, 240))).restarted
+
+
+def test_empty_frames_are_frames():
+    tracker = FrameTracker()
+    tracker.update(frame(0))
+    dark = tracker.update(Features.empty(SIZE, 32))
+    assert not dark.restarted and len(dark) == 0 and dark.track_ids.shape == (0,)
+    light = tracker.update(frame(1))
+    assert not light.restarted and light.track_ids.min() == 200
+
+
+def test_ids_wrap_below_the_limit_and_spare_the_living():
+    tracker = FrameTracker()
+    tracker._next_id = ID_LIMIT - 50
+    first = tracker.update(frame(0, np.arange(40)))
+    second = tracker.update(frame(1, np.arange(100)))
+    np.testing.assert_array_equal(second.track_ids[:40], first.track_ids)
+    assert second.track_ids.max() < ID_LIMIT and len(set(second.track_ids)) == 100
+    tracker._next_id = int(second.track_ids[0]) - 3  # a whole round later the counter meets living ids
+    third = tracker.update(frame(2, np.arange(150)))
+    assert len(set(third.track_ids)) == 150
+    np.testing.assert_array_equal(third.track_ids[:100], second.track_ids)
+
+
+def test_weights_take_part_in_matching():
+    weights = np.full(200, 2.0, np.float32)
+    plain = frame(0)
+    tracker = FrameTracker()
+    tracker.update(Features(plain.keypoints, plain.scores, plain.descriptors, SIZE, weights))
+    moved = frame(1)
+    matches = tracker.update(Features(moved.keypoints, moved.scores, moved.descriptors, SIZE, weights))
+    np.testing.assert_allclose(matches.similarity, 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [{"ratio": 0}, {"threshold_px": -1}, {"max_gap_s": 0}])
+def test_impossible_bounds_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        FrameTracker(**bad)
