@@ -1,0 +1,539 @@
+"""Playing a recording to the real node over ROS and taking in what comes back: for the demo and for the evaluation.
+
+    prepare_environment()                                  # before rclpy is imported anywhere in the process
+    with NodeProcess({"model": "samfeat-nano"}) as process, Playback(process, recording.image_type) as playback:
+        playback.wait_until_ready(recording.first)
+        playback.play(recording.frames(), rate=1.0)        # or rate=None: one image in flight, none is lost
+    playback.answers                                       # per frame: when sent, when which topic came back
+
+A recording (`Recording`) is a bag's images with the CameraInfo that belongs to each. Messages travel as the bytes that
+are in the bag: nothing is decoded and encoded again on the way to the node.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from samfeat_core.errors import SamfeatError
+from samfeat_ros.bags import IMAGE_TYPES, Bag, BagError
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+IMAGE_TOPIC, CAMERA_INFO_TOPIC = "/camera/image_raw", "/camera/camera_info"
+LISTENABLE = ("keypoints", "descriptors", "matches", "tracks", "restart", "overlay")
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # Kilted; Jazzy and Humble
+
+
+class PlaybackError(SamfeatError):
+    """The node did not come up, died, or does not answer. One line."""
+
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+
+def prepare_environment(domain_id: int | None = None) -> int:
+    """Make this process, and the children it starts, an island: own ROS_DOMAIN_ID, this host only, large messages.
+
+    Call it before rclpy is imported. What the user has set (profile files, discovery range) is left alone; the domain
+    is the given one or a free one, never the user's, so that a robot on the same network sees nothing of the playback.
+
+    Returns:
+        the ROS_DOMAIN_ID in force.
+    """
+    domain = free_domain_id() if domain_id is None else domain_id
+    os.environ["ROS_DOMAIN_ID"] = str(domain)
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Jazzy and later
+    os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)  # ROS from PyPI wheels looks for its share folders there
+    profile = transport_profile()
+    for variable in PROFILE_VARIABLES:
+        if profile:
+            os.environ.setdefault(variable, str(profile))
+    return domain
+
+
+def transport_profile() -> Path | None:
+    """`config/fastdds_shm.xml` in the installed share folder or in the checkout, None where neither is there."""
+    prefixes = [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    candidates = [Path(__file__).resolve().parents[1] / "config"]
+    candidates += [prefix / "share" / "samfeat_ros" / "config" for prefix in [*prefixes, Path(sys.prefix)]]
+    return next((folder / "fastdds_shm.xml" for folder in candidates if (folder / "fastdds_shm.xml").is_file()), None)
+
+
+def free_domain_id() -> int:
+    """A ROS_DOMAIN_ID in 1..101 whose first participant's unicast port nobody on this host holds."""
+    for domain in random.sample(range(1, 102), 101):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7400 + 250 * domain + 10))
+            except OSError:
+                continue
+            return domain
+    return 0
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image message of a recording.
+
+    `stamp_ns` is the header's, `time_ns` the time of recording; `image` and `camera_info` are CDR bytes.
+    """
+
+    stamp_ns: int
+    time_ns: int
+    image: bytes
+    camera_info: bytes | None = None
+
+
+class Recording:
+    """The images of one topic of a bag, each with the last CameraInfo recorded before it (the first one, until then).
+
+    Args:
+        path: bag folder or file, ROS 2 (MCAP, sqlite3) or ROS 1.
+        image_topic: None = the only image topic of the bag.
+        camera_info_topic: None = `camera_info` beside the image topic, or the only one of the bag, or none.
+        limit: read at most that many images.
+
+    Raises:
+        BagError: no such bag or topic; the line lists the image topics that are there.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        image_topic: str | None = None,
+        camera_info_topic: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.bag, self.limit = Bag(path), limit
+        topics = self.bag.image_topics
+        if image_topic is None and len(topics) != 1:
+            names = ", ".join(sorted(topic.name for topic in topics)) or "none"
+            raise BagError(f"{self.bag.path}: name the image topic; image topics there: {names}")
+        topic = self.bag.require(image_topic or topics[0].name, IMAGE_TYPES)
+        self.image_topic, self.image_type = topic.name, topic.type
+        self.count = topic.count if limit is None else min(limit, topic.count)
+        if not self.count:
+            raise BagError(f"{self.bag.path}: topic {topic.name!r} holds no images")
+        self.camera_info_topic = self._camera_info_topic(camera_info_topic)
+
+    def _camera_info_topic(self, asked: str | None) -> str | None:
+        if asked is not None:
+            return self.bag.require(asked, (CAMERA_INFO_TYPE,)).name
+        infos = [topic.name for topic in self.bag.topics.values() if topic.type == CAMERA_INFO_TYPE and topic.count]
+        namespace = self.image_topic.rsplit("/", 1)[0]
+        # image transports append their name to the topic: /camera/image_raw/compressed belongs to /camera/camera_info
+        for candidate in (f"{namespace}/camera_info", f"{namespace.rsplit('/', 1)[0]}/camera_info"):
+            if candidate in infos:
+                return candidate
+        return infos[0] if len(infos) == 1 else None
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames in order of recording; reads the bag while it goes."""
+        info = self._first_camera_info()
+        wanted = [self.image_topic, *([self.camera_info_topic] if self.camera_info_topic else [])]
+        count = 0
+        for message in self.bag.messages(wanted):
+            if message.topic == self.camera_info_topic:
+                info = message.data
+                continue
+            try:
+                stamp = header_stamp_ns(message.data)
+            except ValueError:
+                self.bag.problems.append(f"{self.image_topic} at {message.time_ns} ns: too short to be an image")
+                continue
+            yield Frame(stamp, message.time_ns, message.data, info)
+            count += 1
+            if count == self.limit:
+                return
+
+    def _first_camera_info(self) -> bytes | None:
+        if not self.camera_info_topic:
+            return None
+        return next((message.data for message in self.bag.messages([self.camera_info_topic])), None)
+
+    @property
+    def first(self) -> Frame:
+        """The first frame.
+
+        Raises:
+            BagError: not one image could be read.
+        """
+        frame = next(self.frames(), None)
+        if frame is None:
+            raise BagError(f"{self.bag.path}: no image of topic {self.image_topic!r} could be read")
+        return frame
+
+    def close(self) -> None:
+        self.bag.close()
+
+
+def header_stamp_ns(cdr: bytes) -> int:
+    """Stamp of a CDR message that begins with a std_msgs/Header, in nanoseconds; without decoding the message."""
+    if len(cdr) < 12:
+        raise ValueError(f"{len(cdr)} bytes are no message with a header")
+    sec, nanosec = struct.unpack_from("<iI" if cdr[1] & 1 else ">iI", cdr, 4)
+    return int(sec) * 10**9 + int(nanosec)
+
+
+# --- the node as a process --------------------------------------------------------------------------------------------
+
+
+class NodeProcess:
+    """The node `samfeat` as a child process, active and listening; a context manager that leaves nothing behind.
+
+    Args:
+        parameters: the node's parameters by name, plain YAML values. `autostart` is true unless given.
+        remappings: further remapping rules, name -> name.
+        compressed: the image topic carries CompressedImage.
+        timeout: seconds that the node may take until it is active (weights, engine).
+        log: file that gets the node's output; None = a temporary one, `output()` reads either.
+
+    Raises:
+        PlaybackError: the node ended or did not become active; the line has its last error.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, Any] | None = None,
+        remappings: dict[str, str] | None = None,
+        compressed: bool = False,
+        timeout: float = 120.0,
+        log: Path | None = None,
+    ) -> None:
+        self.name, self.compressed, self.timeout = "samfeat", compressed, timeout
+        self.parameters: dict[str, Any] = {"autostart": True, **(parameters or {})}
+        if compressed:
+            self.parameters.setdefault("image_transport", "compressed")
+        self.remappings = {"image": IMAGE_TOPIC, "camera_info": CAMERA_INFO_TOPIC, **(remappings or {})}
+        self._scratch = tempfile.TemporaryDirectory(prefix="samfeat_playback_")
+        self.log = log or Path(self._scratch.name, "node.log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> NodeProcess:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "the node has not been started"
+        return self.process.pid
+
+    def command(self) -> list[str]:
+        """The command line; parameters travel in a file, so that no value needs quoting."""
+        file = Path(self._scratch.name, "parameters.yaml")
+        file.write_text(yaml.safe_dump({"/**": {"ros__parameters": self.parameters}}))
+        rules = [word for old, new in self.remappings.items() for word in ("-r", f"{old}:={new}")]
+        return [sys.executable, "-m", "samfeat_ros.node", "--ros-args", "--params-file", str(file), *rules]
+
+    def start(self) -> None:
+        """Start the process; it is not active yet, see `Playback.wait_until_ready`."""
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(__file__).resolve().parents[1]), *filter(None, [environment.get("PYTHONPATH")])]
+        )
+        environment.setdefault("PYTHONUNBUFFERED", "1")
+        with self.log.open("wb") as sink:
+            # its own session: Ctrl-C in the terminal reaches the parent alone, which then ends the node in order
+            self.process = subprocess.Popen(
+                self.command(),
+                env=environment,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def check(self) -> None:
+        """Raises PlaybackError when the process has ended."""
+        if self.process is None or self.process.poll() is not None:
+            code = None if self.process is None else self.process.returncode
+            raise PlaybackError(f"the node ended (exit code {code}): {self.last_error()}")
+
+    def stop(self, patience: float = 5.0) -> int | None:
+        """End the node: SIGINT, then SIGTERM, then SIGKILL. Returns its exit code (None = it never ran)."""
+        code = None
+        if self.process is not None:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+                if self.process.poll() is None:
+                    self.process.send_signal(number)
+                try:
+                    code = self.process.wait(patience)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        self._last_output = self.output()
+        self._scratch.cleanup()
+        return code
+
+    def output(self) -> str:
+        """Everything the node has written to its terminal."""
+        if self.log.is_file():
+            return self.log.read_text(errors="replace")
+        return getattr(self, "_last_output", "")
+
+    def last_error(self) -> str:
+        """The last line of the output that speaks of an error, or the last line."""
+        lines = [line.strip() for line in self.output().splitlines() if line.strip()]
+        errors = [line for line in lines if "[ERROR]" in line or "[FATAL]" in line or "Error" in line]
+        return (errors or lines or ["it wrote nothing"])[-1]
+
+
+def _die_with_parent() -> None:
+    """Runs in the child before exec: Linux sends it SIGTERM when the parent dies, even by SIGKILL."""
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+# --- playing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    """What became of one published image. Times are of `time.monotonic()`; latency is in seconds."""
+
+    stamp_ns: int
+    sent: float
+    received: dict[str, float] = field(default_factory=dict)  # topic name (keypoints, matches, ...) -> time
+
+    def latency(self, topic: str) -> float | None:
+        """Seconds from publishing the image to receiving `topic` of the same stamp; None = it did not come."""
+        return self.received[topic] - self.sent if topic in self.received else None
+
+
+class Playback:
+    """Publishes images to the node and collects what it answers, all in the calling thread.
+
+    Args:
+        process: the node, started.
+        image_type: "sensor_msgs/msg/Image" or "sensor_msgs/msg/CompressedImage".
+        listen: which of the node's topics to subscribe to (`LISTENABLE`). The node publishes only what somebody
+            listens to, so this decides what it computes.
+        on_message: called with (topic name, message, Answer or None) for everything that arrives.
+
+    Attributes:
+        answers: one `Answer` per image that `play` published, in order.
+        diagnostics: {status name: {key: value}} of the node, one per /diagnostics message, oldest first.
+    """
+
+    def __init__(
+        self,
+        process: NodeProcess,
+        image_type: str,
+        listen: Iterable[str] = ("keypoints", "descriptors", "matches"),
+        on_message: Callable[[str, Any, Answer | None], None] | None = None,
+    ) -> None:
+        self.process, self.image_type, self.listen = process, image_type, tuple(listen)
+        self.on_message = on_message
+        self.answers: list[Answer] = []
+        self.diagnostics: deque[dict[str, dict[str, str]]] = deque(maxlen=10_000)
+        self._open: dict[int, Answer] = {}  # by stamp, the answers that may still grow
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> Playback:
+        import rclpy
+        from rclpy.context import Context
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.qos import QoSProfile, ReliabilityPolicy
+        from rclpy.signals import SignalHandlerOptions
+        from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+        self._context = Context()
+        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        self.node: Node = rclpy.create_node("samfeat_playback", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        reliable = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+        rules = self.process.remappings
+        kind = Image if self.image_type == IMAGE_TYPES[0] else CompressedImage
+        self._images = self.node.create_publisher(kind, self._image_topic(rules["image"]), reliable)
+        self._infos = self.node.create_publisher(CameraInfo, rules["camera_info"], reliable)
+        self._subscribe()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        import rclpy
+
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.try_shutdown(context=self._context)
+
+    def _image_topic(self, name: str) -> str:
+        return f"{name}/compressed" if self.process.compressed else name
+
+    def _subscribe(self) -> None:
+        from diagnostic_msgs.msg import DiagnosticArray
+        from rclpy.qos import QoSProfile
+        from sensor_msgs.msg import Image, PointCloud, PointCloud2
+        from std_msgs.msg import Bool
+
+        types = {"tracks": PointCloud, "restart": Bool, "overlay": Image}
+        for topic in self.listen:
+            if topic not in LISTENABLE:
+                raise ValueError(f"topic {topic!r} is none of {', '.join(LISTENABLE)}")
+            self.node.create_subscription(
+                types.get(topic, PointCloud2),
+                f"/{self.process.name}/{topic}",
+                lambda message, topic=topic: self._take(topic, message),
+                QoSProfile(depth=50),
+            )
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, QoSProfile(depth=50))
+
+    def _take(self, topic: str, message: Any) -> None:
+        now = time.monotonic()
+        self._seen.add(topic)
+        answer = None
+        if hasattr(message, "header"):
+            stamp = message.header.stamp
+            answer = self._open.get(stamp.sec * 10**9 + stamp.nanosec)
+        if answer is not None:
+            answer.received.setdefault(topic, now)
+        if self.on_message:
+            self.on_message(topic, message, answer)
+
+    def _take_diagnostics(self, message: Any) -> None:
+        ours = [status for status in message.status if self.process.name in status.name]
+        if ours:
+            self.diagnostics.append({s.name: {pair.key: pair.value for pair in s.values} for s in ours})
+
+    def spin(self, seconds: float) -> None:
+        """Take in what comes for that long."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left)
+
+    def wait_until_ready(self, first: Frame) -> None:
+        """Wait until the node is active and has answered the first image on every topic that is listened to.
+
+        By then the engine for that image size is built and everybody has found everybody. What the node answered is
+        forgotten and its tracks are reset, so that `play` begins afresh.
+
+        Raises:
+            PlaybackError: the node ended, or the process's timeout passed.
+        """
+        until = time.monotonic() + self.process.timeout
+        self._wait_for(lambda: self._images.get_subscription_count() > 0, until, "does not subscribe to the images")
+        wanted = {topic for topic in self.listen if topic not in ("restart", "tracks")}
+        while not wanted <= self._seen:
+            self._publish(first)
+            pause = min(time.monotonic() + 1.0, until)
+            missing = ", ".join(sorted(wanted - self._seen))
+            what = f"answered no image on {missing}"
+            self._wait_for(lambda: wanted <= self._seen, pause, what, must=pause >= until)
+        self.spin(0.5)  # answers to images that were still on their way
+        self.call("reset")
+        self.diagnostics.clear()
+
+    def _wait_for(self, condition: Callable[[], bool], until: float, what: str, must: bool = True) -> None:
+        while not condition():
+            self.process.check()
+            if time.monotonic() >= until:
+                if not must:
+                    return
+                limit = f"within {self.process.timeout:.0f} s"
+                raise PlaybackError(f"the node {what} {limit}; its last words: {self.process.last_error()}")
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def call(self, service: str, timeout: float = 5.0) -> bool:
+        """Call one of the node's std_srvs/Trigger services, `reset`. False = it is not there or refused."""
+        from std_srvs.srv import Trigger
+
+        client = self.node.create_client(Trigger, f"/{self.process.name}/{service}")
+        try:
+            if not client.wait_for_service(timeout_sec=timeout):
+                return False
+            future = client.call_async(Trigger.Request())
+            self._executor.spin_until_future_complete(future, timeout_sec=timeout)
+            return bool(future.done() and future.result().success)
+        finally:
+            self.node.destroy_client(client)
+
+    def _publish(self, frame: Frame) -> None:
+        if frame.camera_info is not None:
+            self._infos.publish(frame.camera_info)
+        self._images.publish(frame.image)
+
+    def play(
+        self,
+        frames: Iterable[Frame],
+        rate: float | None = 1.0,
+        answer_timeout: float = 10.0,
+        on_frame: Callable[[Answer], None] | None = None,
+    ) -> None:
+        """Publish the frames and collect the answers.
+
+        Args:
+            rate: times the recorded speed, by the times of recording; images go out on time whether the node keeps up
+                or not. None = one in flight: the next goes out when the answers to the last are there.
+            answer_timeout: seconds to wait for the last answers (rate given) or for those of each image (None).
+            on_frame: called after every image, for a progress bar.
+
+        Raises:
+            PlaybackError: the node ended meanwhile.
+        """
+        start: float | None = None
+        first_ns = 0
+        topics = {topic for topic in self.listen if topic not in ("restart", "tracks")}
+        for frame in frames:
+            if start is None:
+                start, first_ns = time.monotonic(), frame.time_ns
+            if rate is not None:
+                self.spin(start + (frame.time_ns - first_ns) * 1e-9 / rate - time.monotonic())
+            self.process.check()
+            answer = Answer(frame.stamp_ns, time.monotonic())
+            self._open[frame.stamp_ns] = answer
+            self.answers.append(answer)
+            self._publish(frame)
+            if rate is None:
+                self._await_answer(answer, topics, answer_timeout)
+            if on_frame:
+                on_frame(answer)
+        if rate is not None and self.answers:
+            self._await_answer(self.answers[-1], topics, min(answer_timeout, 2.0))
+        self.spin(1.2)  # one more diagnostics message, which counts everything
+
+    def _await_answer(self, answer: Answer, topics: set[str], timeout: float) -> None:
+        until = time.monotonic() + timeout
+        while not topics <= answer.received.keys() and time.monotonic() < until:
+            self._executor.spin_once(timeout_sec=0.05)
+            self.process.check()
+
+
+def interrupt_on_sigterm() -> None:
+    """Make SIGTERM end this process the way Ctrl-C does, so that context managers clean up."""
+
+    def handler(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handler)
