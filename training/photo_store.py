@@ -1,0 +1,294 @@
+"""A folder with one file per photograph: what the teacher and the labeller write, and training reads.
+
+Layout of a store:
+
+    store.json                 {"format": "...", "version": 1, "settings": {...}}: who wrote it, and how
+    <name>.npz                 one entry per photograph; <name> is its path below the photographs' folder, no suffix
+    skipped-<rank>-of-<n>.txt  photographs the last run could not use, one a line, with the reason
+
+An entry is an npz archive of arrays (`numpy.load` reads it) with a JSON string `meta`. It appears under its name only
+when it is complete and on the disk, so a run that is killed at any moment leaves no broken entry: the same command
+continues. Ranks of `torchrun` (RANK, WORLD_SIZE) take every n-th photograph and never the same one.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class StoreError(Exception):
+    """What stops a run: one line for the user."""
+
+
+class SkipPhoto(Exception):
+    """This photograph cannot be used; the text says why. The run lists it and goes on."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph: its name in every store (path below the folder given, no suffix, '/' between parts), its file."""
+
+    name: str
+    path: Path
+
+
+def find_photos(folder: str | Path) -> list[Photo]:
+    """All photographs below a folder, sorted by name.
+
+    Raises:
+        StoreError: the folder does not exist or holds none, or two files have one name (x.jpg beside x.png).
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise StoreError(f"{root}: no such folder of photographs")
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() not in PHOTO_SUFFIXES or path.name.startswith("."):
+            continue
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in found:
+            raise StoreError(f"{path} and {found[name].name} have the same name: rename or remove one of them")
+        found[name] = path
+    if not found:
+        raise StoreError(f"{root}: no photographs in it ({', '.join(PHOTO_SUFFIXES)})")
+    return [Photo(name, path) for name, path in sorted(found.items())]
+
+
+def read_photo(path: str | Path, grey: bool = False) -> np.ndarray:
+    """A photograph as (H, W, 3) BGR uint8, or (H, W) uint8, turned as its EXIF tag says.
+
+    Raises:
+        SkipPhoto: the file cannot be read or is no image.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise SkipPhoto(f"cannot be read: {error.strerror}") from error
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error as error:
+        raise SkipPhoto(f"cannot be decoded: {error.err}") from error
+    if image is None:
+        raise SkipPhoto("cannot be decoded as an image")
+    return image
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes, as torchrun sets them; (0, 1) alone.
+
+    Raises:
+        StoreError: RANK and WORLD_SIZE do not fit together.
+    """
+    try:
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise StoreError(f"RANK and WORLD_SIZE must be integers: {error}") from error
+    if not 0 <= rank < world:
+        raise StoreError(f"RANK={rank} is not below WORLD_SIZE={world}")
+    return rank, world
+
+
+class PhotoStore:
+    """One kind of store; see the module for the layout.
+
+    Args:
+        folder: where it is.
+        format_name: what it holds, as in store.json.
+    """
+
+    VERSION = 1
+
+    def __init__(self, folder: str | Path, format_name: str) -> None:
+        self.folder = Path(folder)
+        self.format_name = format_name
+
+    def create(self, settings: dict[str, object]) -> None:
+        """Starts a store written with these settings, or continues one that was.
+
+        Raises:
+            StoreError: the folder cannot be made, or holds a store of another kind or of other settings.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self._manifest.exists():
+                manifest = {"format": self.format_name, "version": self.VERSION, "settings": settings}
+                # Ranks start at the same time and write the same text: each through a file of its own.
+                _write_atomically(self._manifest, json.dumps(manifest, indent=1).encode(), tag=f".{os.getpid()}")
+        except OSError as error:
+            raise _store_error(error, self.folder) from error
+        stored = self.settings()
+        if stored != settings:
+            keys = sorted(key for key in {*stored, *settings} if stored.get(key) != settings.get(key))
+            changes = ", ".join(f"{key} = {stored.get(key)!r} (now {settings.get(key)!r})" for key in keys)
+            raise StoreError(f"{self.folder} was written with {changes}: choose another folder, or remove that one")
+
+    def settings(self) -> dict[str, object]:
+        """The settings that the store was written with.
+
+        Raises:
+            StoreError: no store of this kind and version there.
+        """
+        try:
+            manifest = json.loads(self._manifest.read_text())
+            kind = manifest["format"], manifest["version"]
+            settings = manifest["settings"]
+        except FileNotFoundError:
+            raise StoreError(f"{self.folder}: no {self.format_name} there (store.json is missing)") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self._manifest}: not readable as a {self.format_name}'s manifest: {error}") from error
+        if kind != (self.format_name, self.VERSION):
+            expected = f"expected {self.format_name!r} version {self.VERSION}"
+            raise StoreError(f"{self.folder} holds {kind[0]!r} version {kind[1]}, {expected}")
+        return settings
+
+    def names(self) -> list[str]:
+        """The photographs that have an entry, sorted."""
+        paths = self.folder.rglob("*.npz")
+        return sorted(p.relative_to(self.folder).as_posix()[: -len(".npz")] for p in paths if p.name[0] != ".")
+
+    def path(self, name: str) -> Path:
+        """The entry's file."""
+        return self.folder / f"{name}.npz"
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the photograph has a complete entry."""
+        try:
+            with zipfile.ZipFile(self.path(name)) as archive:
+                return "meta.npy" in archive.namelist()
+        except (OSError, zipfile.BadZipFile):
+            return False
+
+    def write(self, name: str, arrays: dict[str, np.ndarray], meta: dict[str, object]) -> None:
+        """Writes an entry, at once and whole.
+
+        Raises:
+            StoreError: the disk is full, or the file cannot be written.
+        """
+        try:
+            self.path(name).parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"version": self.VERSION, **meta})
+            _write_atomically(self.path(name), _pack({**arrays, "meta": np.array(text)}))
+        except OSError as error:
+            raise _store_error(error, self.path(name)) from error
+
+    def read(self, name: str, *keys: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """An entry's arrays (those of `keys` that it has; all without keys) and its meta.
+
+        Raises:
+            StoreError: no such entry, or not readable.
+        """
+        try:
+            with np.load(self.path(name), allow_pickle=False) as archive:
+                wanted = [key for key in archive.files if key != "meta" and (not keys or key in keys)]
+                return {key: archive[key] for key in wanted}, json.loads(str(archive["meta"]))
+        except FileNotFoundError:
+            raise StoreError(f"{self.folder}: no entry for {name}") from None
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise StoreError(f"{self.path(name)}: not readable as an entry of a {self.format_name}: {error}") from error
+
+    @property
+    def _manifest(self) -> Path:
+        return self.folder / "store.json"
+
+
+@dataclass
+class Report:
+    """What a run did: entries written, entries that were there already, and (name, reason) of what it left out."""
+
+    written: int = 0
+    kept: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+Note = Callable[[str], None]
+Work = Callable[[Photo, Note], "tuple[dict[str, np.ndarray], dict[str, object]]"]
+
+
+def fill(store: PhotoStore, photos: Iterable[Photo], work: Work, title: str) -> Report:
+    """Computes the missing entries of this rank's share of the photographs, with a progress bar.
+
+    Args:
+        work: `work(photo, note)` returns the entry's arrays and meta; it raises SkipPhoto where the photograph cannot
+            be used, and calls `note(text)` about a part that it leaves out.
+
+    Raises:
+        StoreError: the store cannot be written (a full disk). What was written is whole, and the run can be continued.
+    """
+    rank, world = rank_and_world()
+    share = sorted(photos, key=lambda photo: photo.name)[rank::world]
+    missing = [photo for photo in share if photo.name not in store]
+    report = Report(kept=len(share) - len(missing))
+    with tqdm(total=len(share), initial=report.kept, desc=title, unit="photo", position=rank) as bar:
+        for photo in missing:
+            notes: list[str] = []
+            try:
+                arrays, meta = work(photo, notes.append)
+                store.write(photo.name, arrays, {"photo": photo.path.name, **meta})
+                report.written += 1
+            except SkipPhoto as reason:
+                notes.append(str(reason))
+            except (cv2.error, MemoryError) as error:
+                notes.append(f"failed: {str(error).strip() or type(error).__name__}")
+            for text in notes:
+                report.skipped.append((photo.name, text))
+                bar.write(f"{photo.path}: {text}")
+            bar.update()
+    _list_skipped(store.folder / f"skipped-{rank}-of-{world}.txt", report.skipped)
+    return report
+
+
+def _list_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
+    try:
+        if skipped:
+            _write_atomically(path, "".join(f"{name}: {reason}\n" for name, reason in skipped).encode())
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _store_error(error, path) from error
+
+
+def _pack(arrays: dict[str, np.ndarray]) -> bytes:
+    """An npz archive: integers deflated (label maps shrink twentyfold), floats as they are (they hardly do)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            method = zipfile.ZIP_STORED if array.dtype.kind == "f" else zipfile.ZIP_DEFLATED
+            # A ZipInfo of its own carries a fixed date: equal entries are equal files.
+            archive.writestr(zipfile.ZipInfo(f"{key}.npy"), member.getvalue(), compress_type=method)
+    return buffer.getvalue()
+
+
+def _write_atomically(path: Path, data: bytes, tag: str = "") -> None:
+    """Writes a file that is there whole or not at all. What a killed run leaves behind, the next one overwrites."""
+    temporary = path.with_name(f".{path.name}{tag}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _store_error(error: OSError, path: Path) -> StoreError:
+    if error.errno in DISK_FULL:
+        return StoreError(f"{path}: the disk is full; free some space and run the same command again to continue")
+    return StoreError(f"{path}: cannot be written: {error.strerror or error}")
