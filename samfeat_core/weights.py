@@ -1,0 +1,121 @@
+"""Weights files: safetensors, and the .pth files that the authors of the networks wrote with torch.save.
+
+Only tensors are ever read: a .pth file cannot run code here. Every failure is one `WeightsError` line that names the
+file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from samfeat_core.errors import WeightsError
+
+# What trainers wrap a state_dict into, and what parallel or compiled modules put before each name.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+_PREFIXES = ("module.", "_orig_mod.")
+_NAMED = 3  # tensors named in an error line before "..."
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU.
+
+    Args:
+        path: a .safetensors file; a .pth file with a state_dict, plain or inside a trainer's checkpoint; or a folder
+            of .pth files, one per part of the network, whose stems then precede the names (SCFeat's authors save
+            `backbone.pth` and `localheader.pth`).
+
+    Raises:
+        WeightsError: there is no such file, it is damaged, or it holds no tensors.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        parts = sorted(path.glob("*.pth"))
+        if not parts:
+            raise WeightsError(f"{path}: a folder without .pth files, expected a .safetensors or .pth weights file")
+        return {f"{part.stem}.{name}": tensor for part in parts for name, tensor in load_state(part).items()}
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    state = _read(path)
+    if not state:
+        raise WeightsError(f"{path}: holds no tensors, expected a network's state_dict")
+    return state
+
+
+def load_into(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a weights file into a network, after checking that it is this network's; returns the network.
+
+    Names pass through the model's `renames` (authors' prefix -> ours) where it has such a table. Tensors whose names
+    begin with one of the model's `optional_tensors` prefixes may be absent (heads that only training needs).
+
+    Raises:
+        WeightsError: as `load_state`; or tensors are missing, unknown, of another shape, or not finite.
+    """
+    state = _rename(load_state(path), getattr(model, "renames", {}))
+    expected = model.state_dict()
+    optional = (*getattr(model, "optional_tensors", ()), *(n for n in expected if n.endswith("num_batches_tracked")))
+    missing = [name for name in expected if name not in state and not name.startswith(optional)]
+    unknown = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+        for name, tensor in state.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise WeightsError(
+            f"{path}: not weights of {type(model).__name__}, which has {len(expected)} tensors: {'; '.join(problems)}"
+        )
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise WeightsError(f"{path}: {len(broken)} tensors are not finite, the first is {broken[0]}")
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors of one file by their plain names; the content decides the format, not the suffix."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if not head:
+        raise WeightsError(f"{path}: the weights file is empty")
+    try:
+        content = load_file(path) if head[8:] == b"{" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both libraries leak many types for damaged files
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        raise WeightsError(f"{path}: damaged, or not a safetensors or .pth weights file ({reason})") from error
+    return {_plain(name): tensor for name, tensor in _unwrap(content).items() if isinstance(tensor, Tensor)}
+
+
+def _unwrap(content: object) -> Mapping[str, object]:
+    if not isinstance(content, Mapping):
+        return {}
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            return _unwrap(content[key])
+    return content
+
+
+def _plain(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _rename(state: Mapping[str, Tensor], renames: Mapping[str, str]) -> dict[str, Tensor]:
+    """Replace the longest matching prefix of each name by the table."""
+    prefixes = sorted(renames, key=len, reverse=True)
+
+    def renamed(name: str) -> str:
+        prefix = next((p for p in prefixes if name == p or name.startswith(p + ".")), None)
+        return name if prefix is None else renames[prefix] + name[len(prefix) :]
+
+    return {renamed(name): tensor for name, tensor in state.items()}
