@@ -1,0 +1,275 @@
+"""ROS image messages to arrays: sensor_msgs/Image and CompressedImage to (H, W) grey or (H, W, 3) BGR uint8.
+
+Every size is checked before a byte is converted, and whatever is wrong with a message ends in one `ImageError` with a
+short `cause` that the node counts. Encodings outside the tables below go to cv_bridge where it is installed.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+# cv2 itself refuses to decode more than 2**30 pixels; no camera has that many, and a robot has not the memory.
+MAX_PIXELS = 2**27
+FULL_SCALE_16BIT = 65535
+
+
+class ImageError(ValueError):
+    """An image message that cannot be used.
+
+    Attributes:
+        cause: one word for counters: `size` (0x0 or beyond the limit), `step`, `length`, `encoding` (unknown),
+            `decode` (damaged compressed data), `convert` (the data do not fit their encoding).
+    """
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How one encoding lies in memory: interleaved channels of uint8 or uint16, and its way to grey or BGR."""
+
+    channels: int
+    bits: int = 8
+    code: int | None = None  # cv2.cvtColor; None: nothing to do
+    even_width: bool = False
+
+
+_LAYOUTS = {
+    "mono8": _Layout(1),
+    "8UC1": _Layout(1),
+    "bgr8": _Layout(3),
+    "8UC3": _Layout(3),
+    "rgb8": _Layout(3, code=cv2.COLOR_RGB2BGR),
+    "bgra8": _Layout(4, code=cv2.COLOR_BGRA2BGR),
+    "8UC4": _Layout(4, code=cv2.COLOR_BGRA2BGR),
+    "rgba8": _Layout(4, code=cv2.COLOR_RGBA2BGR),
+    "mono16": _Layout(1, 16),
+    "16UC1": _Layout(1, 16),
+    "bgr16": _Layout(3, 16),
+    "16UC3": _Layout(3, 16),
+    "rgb16": _Layout(3, 16, cv2.COLOR_RGB2BGR),
+    "bgra16": _Layout(4, 16, cv2.COLOR_BGRA2BGR),
+    "16UC4": _Layout(4, 16, cv2.COLOR_BGRA2BGR),
+    "rgba16": _Layout(4, 16, cv2.COLOR_RGBA2BGR),
+    # ROS calls UYVY "yuv422" (since Iron "uyvy") and YUYV "yuv422_yuy2" (since Iron "yuyv").
+    "yuv422": _Layout(2, code=cv2.COLOR_YUV2BGR_UYVY, even_width=True),
+    "uyvy": _Layout(2, code=cv2.COLOR_YUV2BGR_UYVY, even_width=True),
+    "yuv422_yuy2": _Layout(2, code=cv2.COLOR_YUV2BGR_YUY2, even_width=True),
+    "yuyv": _Layout(2, code=cv2.COLOR_YUV2BGR_YUY2, even_width=True),
+}
+
+# ROS names the mosaic by its first row and column, OpenCV by the pixels one further in.
+_BAYER = {
+    "rggb": cv2.COLOR_BayerBG2BGR,
+    "bggr": cv2.COLOR_BayerRG2BGR,
+    "gbrg": cv2.COLOR_BayerGR2BGR,
+    "grbg": cv2.COLOR_BayerGB2BGR,
+}
+_LAYOUTS |= {f"bayer_{name}{bits}": _Layout(1, bits, code) for name, code in _BAYER.items() for bits in (8, 16)}
+
+# A plane of luma, then interleaved chroma.
+_PLANAR = {"nv12": cv2.COLOR_YUV2BGR_NV12, "nv21": cv2.COLOR_YUV2BGR_NV21, "nv24": cv2.COLOR_YUV2BGR_NV12}
+
+ENCODINGS = (*_LAYOUTS, *_PLANAR)
+
+
+def image_from_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.ndarray:
+    """Pixels of a sensor_msgs/Image.
+
+    Args:
+        msg: the message; rows may be padded (`step` > row), 16-bit data may have either byte order.
+        full_scale_16bit: the 16-bit value that becomes 255; brighter ones saturate. Set it to 4095 for a 12-bit camera
+            that leaves the high bits empty.
+
+    Returns:
+        (H, W) grey or (H, W, 3) BGR uint8. Grey and BGR of 8 bits are views of the message's own buffer.
+
+    Raises:
+        ImageError: the message contradicts itself, or its encoding is unknown here and to cv_bridge.
+    """
+    encoding, width, height = msg.encoding, int(msg.width), int(msg.height)
+    _check_size(width, height, f"a {encoding or 'nameless'} image")
+    buffer = _buffer(msg.data)
+    try:
+        if encoding in _LAYOUTS:
+            return _interleaved(_LAYOUTS[encoding], msg, buffer, full_scale_16bit)
+        if encoding in _PLANAR:
+            return _planar(msg, buffer)
+        return _by_cv_bridge(msg, buffer)
+    except cv2.error as error:
+        raise ImageError("convert", f"OpenCV cannot convert {width}x{height} {encoding}: {_one_line(error)}") from error
+
+
+def image_from_compressed_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.ndarray:
+    """Pixels of a sensor_msgs/CompressedImage with JPEG or PNG inside, of 8 or 16 bits, grey or colour.
+
+    The data say themselves which of the two they are; of `format` ("jpeg", "bgr8; jpeg compressed bgr8", ...) only the
+    colour order and a Bayer mosaic are read. EXIF orientation is ignored: the sensor's pixels are what the calibration
+    belongs to.
+
+    Args, Returns, Raises: as `image_from_msg`.
+    """
+    data = _buffer(msg.data)
+    kind, size = _inspect(data, msg.format)
+    if size is not None:
+        _check_size(*size, f"a {kind} image")
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ImageError("decode", f"OpenCV cannot decode {kind} of {len(data)} bytes: {_one_line(error)}") from error
+    if image is None or not image.size:
+        raise ImageError("decode", f"undecodable {kind} of {len(data)} bytes (format {msg.format!r})")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError("encoding", f"{kind} of {image.dtype} pixels; expected 8 or 16 bits (format {msg.format!r})")
+    return _decoded_to_bgr(image, msg.format, full_scale_16bit)
+
+
+def _check_size(width: int, height: int, what: str) -> None:
+    if width <= 0 or height <= 0:
+        raise ImageError("size", f"{what} of {width}x{height} pixels has no content")
+    if width * height > MAX_PIXELS:
+        raise ImageError("size", f"{what} of {width}x{height} pixels is larger than {MAX_PIXELS} pixels")
+
+
+def _buffer(data: Any) -> np.ndarray:
+    """(n,) uint8 view of message data (array.array, bytes, or an ndarray)."""
+    if isinstance(data, list):  # an empty sequence, or a hand-made message
+        data = bytes(data)
+    return np.frombuffer(data, np.uint8)
+
+
+def _rows(msg: Any, buffer: np.ndarray, row_bytes: int, rows: int) -> np.ndarray:
+    """(rows, row_bytes) uint8 view without row padding, after the checks that everything else relies on."""
+    step = int(msg.step)
+    if step < row_bytes:
+        raise ImageError(
+            "step", f"step is {step} bytes, but a row of {msg.width} {msg.encoding} pixels has {row_bytes}"
+        )
+    if len(buffer) != rows * step:
+        raise ImageError(
+            "length", f"{len(buffer)} bytes of data, but {rows} rows of {step} bytes are {rows * step} ({msg.encoding})"
+        )
+    return buffer.reshape(rows, step)[:, :row_bytes]
+
+
+def _interleaved(layout: _Layout, msg: Any, buffer: np.ndarray, full_scale: int) -> np.ndarray:
+    pixel_bytes = layout.channels * layout.bits // 8
+    rows = _rows(msg, buffer, msg.width * pixel_bytes, msg.height)
+    if layout.even_width and msg.width % 2:
+        raise ImageError("size", f"{msg.encoding} needs an even width, got {msg.width}")
+    if layout.bits == 16:
+        order = ">" if msg.is_bigendian else "<"
+        rows = _to_8bit(np.ascontiguousarray(rows).view(f"{order}u2"), full_scale)
+    image = rows if layout.channels == 1 else rows.reshape(int(msg.height), int(msg.width), layout.channels)
+    image = np.ascontiguousarray(image)
+    return image if layout.code is None else cv2.cvtColor(image, layout.code)
+
+
+def _to_8bit(values: np.ndarray, full_scale: int) -> np.ndarray:
+    """uint16 of either byte order to uint8: `full_scale` becomes 255, values above it saturate."""
+    native = values.astype(np.uint16, copy=False)
+    return cv2.convertScaleAbs(native, alpha=255.0 / full_scale).reshape(native.shape)
+
+
+def _planar(msg: Any, buffer: np.ndarray) -> np.ndarray:
+    """NV12, NV21 (chroma at half resolution) and NV24 (chroma at full resolution, halved here)."""
+    width, height, encoding = int(msg.width), int(msg.height), msg.encoding
+    if width % 2 or height % 2:
+        raise ImageError("size", f"{encoding} needs an even width and height, got {width}x{height}")
+    if encoding == "nv24":
+        luma = _rows(msg, buffer, width, 3 * height)[:height]
+        # One row of chroma fills two steps.
+        chroma = buffer[height * msg.step :].reshape(height, 2 * msg.step)[::2, : 2 * width]
+        rows = np.concatenate([luma, chroma.reshape(height // 2, width, 2)[:, ::2].reshape(height // 2, width)])
+    elif int(msg.step) == width * 3 // 2 and len(buffer) == height * msg.step:
+        # Some drivers spread the bytes of the chroma rows over `step`; the data are packed all the same.
+        rows = buffer.reshape(height * 3 // 2, width)
+    else:
+        rows = _rows(msg, buffer, width, height * 3 // 2)
+    return cv2.cvtColor(np.ascontiguousarray(rows), _PLANAR[encoding])
+
+
+def _by_cv_bridge(msg: Any, buffer: np.ndarray) -> np.ndarray:
+    if int(msg.step) <= 0 or len(buffer) != msg.height * msg.step:
+        raise ImageError(
+            "length", f"{len(buffer)} bytes of data, but {msg.height} rows of {msg.step} bytes ({msg.encoding})"
+        )
+    try:
+        from cv_bridge import CvBridge
+    except ImportError:
+        raise ImageError(
+            "encoding",
+            f"unknown encoding {msg.encoding!r}, and cv_bridge is not installed; known: {', '.join(ENCODINGS)}",
+        ) from None
+    try:
+        return np.ascontiguousarray(CvBridge().imgmsg_to_cv2(msg, "bgr8"))
+    except Exception as error:  # cv_bridge raises what its parts raise: CvBridgeError, cv2.error, TypeError, ...
+        raise ImageError(
+            "encoding", f"cv_bridge cannot convert encoding {msg.encoding!r}: {_one_line(error)}"
+        ) from error
+
+
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+# Cameras may pad a JPEG behind its end marker.
+_TAIL = 4096
+
+
+def _inspect(data: np.ndarray, text: str) -> tuple[str, tuple[int, int] | None]:
+    """Kind of the compressed data and its (width, height), None where the header hides it.
+
+    A cut JPEG decodes to a picture with a grey end, so the end marker is looked for here.
+    """
+    start, tail = data[:32].tobytes(), data[-_TAIL:].tobytes()
+    if start.startswith(_JPEG_START):
+        if _JPEG_END not in tail:
+            raise ImageError("decode", f"truncated JPEG: {len(data)} bytes without an end marker")
+        return "JPEG", _jpeg_size(data)
+    if start.startswith(_PNG_START) and len(start) >= 24:
+        if _PNG_END not in tail:
+            raise ImageError("decode", f"truncated PNG: {len(data)} bytes without an end chunk")
+        width, height = struct.unpack(">II", start[16:24])
+        return "PNG", (width, height)
+    if "compressedDepth" in text:
+        raise ImageError("encoding", f"format {text!r} is a depth image; expected jpeg or png of a camera")
+    raise ImageError("decode", f"{len(data)} bytes are neither JPEG nor PNG (format {text!r})")
+
+
+def _jpeg_size(data: np.ndarray) -> tuple[int, int] | None:
+    """(width, height) from the frame header of a JPEG, None when there is none."""
+    position = 2
+    while position + 9 <= len(data):
+        if data[position] != 0xFF:
+            return None
+        marker = int(data[position + 1])
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[position + 5 : position + 9].tobytes())
+            return width, height
+        position += 2 + int(data[position + 2]) * 256 + int(data[position + 3])
+    return None
+
+
+def _decoded_to_bgr(image: np.ndarray, text: str, full_scale: int) -> np.ndarray:
+    if image.dtype == np.uint16:
+        image = _to_8bit(image, full_scale)
+    if image.ndim == 2:
+        mosaic = _BAYER.get(text.partition("compressed")[2].strip()[len("bayer_") :][:4])
+        return image if mosaic is None else cv2.cvtColor(image, mosaic)
+    if image.shape[2] == 4:
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)
+    # image_transport's "compressed rgb8" means that red and blue were swapped before compressing.
+    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if "compressed rgb" in text else image
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,72 @@
+"""A picture for people: keypoints, and the tail that each track has left behind."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from samfeat_core.features import Features
+
+_NEW = (160, 160, 160)
+_SUBPIXEL_BITS = 4
+
+
+class Overlay:
+    """Draws frame after frame and remembers the recent positions of living tracks.
+
+    Args:
+        tail: length of the tails in frames; 0 = no tails.
+    """
+
+    def __init__(self, tail: int = 10) -> None:
+        self.tail = tail
+        self._paths: dict[int, np.ndarray] = {}
+
+    def reset(self) -> None:
+        """Forget all tails."""
+        self._paths.clear()
+
+    def draw(self, image: np.ndarray, features: Features, track_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Draw one frame.
+
+        Args:
+            image: (H, W) grey or (H, W, 3) BGR uint8; not changed.
+            features: keypoints of the image.
+            track_ids: (N,) ids of the rows; tails follow them.
+            lengths: (N,) frames each row has been tracked: 1 is drawn grey, longer from blue (short) to red (long).
+
+        Returns:
+            (H, W, 3) BGR uint8.
+        """
+        canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
+        self._extend(features.keypoints, track_ids)
+        colors = _colors(lengths)
+        radius = max(2, round(max(features.image_size) / 400))
+        for path, color in zip(self._paths.values(), colors):
+            if len(path) > 1:
+                cv2.polylines(canvas, [_fixed_point(path)], False, color, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+        for (x, y), color in zip(_fixed_point(features.keypoints).tolist(), colors):
+            cv2.circle(canvas, (x, y), radius << _SUBPIXEL_BITS, color, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+        return canvas
+
+    def _extend(self, points: np.ndarray, track_ids: np.ndarray) -> None:
+        """Paths of the living tracks only, in the order of the rows: memory stays bounded by the keypoints."""
+        keep = self.tail + 1
+        nothing = np.zeros((0, 2), np.float32)
+        self._paths = {
+            identity: np.vstack([self._paths.get(identity, nothing), point])[-keep:]
+            for identity, point in zip(track_ids.tolist(), points[:, None])
+        }
+
+
+def _fixed_point(points: np.ndarray) -> np.ndarray:
+    return np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+
+
+def _colors(lengths: np.ndarray) -> list[tuple[int, int, int]]:
+    """BGR per row."""
+    if not len(lengths):
+        return []
+    scale = np.clip(lengths * 12, 0, 255).astype(np.uint8)
+    table = cv2.applyColorMap(scale[:, None], cv2.COLORMAP_JET)[:, 0].tolist()
+    return [_NEW if length <= 1 else tuple(color) for length, color in zip(lengths.tolist(), table)]

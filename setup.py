@@ -1,0 +1,46 @@
+"""Installs samfeat_core and samfeat_ros as the ROS 2 package samfeat_ros; training/ stays on the workstation."""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+NAME = "samfeat_ros"
+EXECUTABLES = {
+    "samfeat_node": "node",
+    "sequence_to_bag": "sequence_to_bag",
+    "demo": "demo",
+    "evaluate_bag": "evaluate_bag",
+    "visual_odometry": "visual_odometry",
+}
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="Learned visual features for ROS 2: keypoints, descriptors, matches and tracks of a camera stream",
+    license="Apache-2.0",
+    author="samfeat_ros maintainers",
+    maintainer="samfeat_ros maintainers",
+    maintainer_email="maintainers@samfeat-ros.invalid",
+    packages=find_packages(include=["samfeat_core", "samfeat_core.*", "samfeat_ros", "samfeat_ros.*"]),
+    package_data={"samfeat_core": ["weights/*.safetensors", "weights/*.md", "py.typed"], "samfeat_ros": ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", glob("launch/*.launch.py")),
+        (f"share/{NAME}/config", [*glob("config/*.yaml"), *glob("config/*.xml")]),
+        (f"share/{NAME}/rtabmap", glob("samfeat_ros/rtabmap/rtabmap_*.py")),
+    ],
+    python_requires=">=3.10",
+    # numpy and OpenCV come with ROS (rosdep); torch or openvino is chosen per robot, see README.
+    install_requires=["setuptools", "numpy>=1.21"],
+    extras_require={
+        "openvino": ["openvino>=2024.0", "torch>=2.1", "safetensors"],
+        "torch": ["torch>=2.1", "safetensors"],
+        "tools": ["rosbags>=0.10", "typer", "tqdm", "matplotlib"],
+        "test": ["pytest"],
+    },
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [f"{script} = samfeat_ros.{module}:main" for script, module in EXECUTABLES.items()]
+    },
+)
