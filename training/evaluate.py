@@ -1,0 +1,164 @@
+"""``python -m training.evaluate``: how good are keypoints and descriptors, ours and the peers', in one run.
+
+    python -m training.evaluate --extractor samfeat-nano      # on ../shared/data/eval, beside ORB, SIFT and AKAZE
+    python -m training.evaluate --extractor samfeat-nano=out/train/best.safetensors --reuse out/eval/report.json
+    python -m training.evaluate --suite hpatches --data /data --extractor mymodule:make_extractor
+
+Writes the table to the terminal, and report.json and mma_*.png to --output. Exit code 1 with one line on bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from samfeat_core.errors import SamfeatError
+from training.evaluation import report
+from training.evaluation.extractors import resolve
+from training.evaluation.suites import SUITES, Options, Task
+from training.peers import PEERS, Extractor
+
+WEIGHTS = Path(__file__).parents[1] / "samfeat_core" / "weights"
+
+
+def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[Task]:
+    """The data sets of the suites; of ``all``, those under ``data``. Raises ValueError naming what is missing."""
+    if not data.is_dir():
+        raise ValueError(f"{data}: no such folder (--data)")
+    tasks: list[Task] = []
+    for suite in suites:
+        if suite == "all":
+            tasks += _found_tasks(data, options)
+        elif suite in SUITES:
+            tasks += SUITES[suite](data, options)
+        else:
+            raise ValueError(f"--suite {suite}: unknown; expected one of {', '.join([*SUITES, 'all'])}")
+    return tasks
+
+
+def _found_tasks(data: Path, options: Options) -> list[Task]:
+    tasks, missing = [], []
+    for name, suite in SUITES.items():
+        try:
+            tasks += suite(data, options)
+        except ValueError as error:
+            missing.append(f"suite {name} left out: {error}")
+    if not tasks:
+        raise ValueError("\n".join(missing))
+    for line in missing:
+        typer.echo(line, err=True)
+    return tasks
+
+
+def run_tasks(tasks: Sequence[Task], extractors: dict[str, Extractor], earlier: Sequence[dict] = ()) -> list[dict]:
+    """Every extractor on every task, as entries of the report.
+
+    Foreign extractors (OpenCV's, ``module:function``) are taken from ``earlier`` results of the same protocol and
+    number of pairs. Our own models are always measured: their weights change under the same name.
+    """
+    known = {_identity(result): result for result in earlier if _is_foreign(result["extractor"])}
+    results = []
+    for task in tasks:
+        for label, extractor in extractors.items():
+            head = {"extractor": label, "suite": task.suite, "dataset": task.dataset, "protocol": task.protocol}
+            found = known.get(_identity({**head, "pairs": len(task.pairs)}))
+            results.append({**found, "reused": True} if found else task.run(label, extractor, _bar(label, task)))
+    return results
+
+
+def _bar(label: str, task: Task):
+    def progress(pairs: Sequence) -> Iterable:
+        return tqdm(pairs, desc=f"{task.dataset}: {label}", unit="pair", leave=False, mininterval=0.5, disable=None)
+
+    return progress
+
+
+def _is_foreign(label: str) -> bool:
+    return label in PEERS or (":" in label and "=" not in label)
+
+
+def _identity(result: dict) -> str:
+    return json.dumps([result[key] for key in ("extractor", "suite", "dataset", "protocol", "pairs")], sort_keys=True)
+
+
+def shipped_models() -> list[str]:
+    """Names of the models whose weights are in the package."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def parse_weights(entries: Sequence[str]) -> dict[str, str]:
+    """``NAME=FILE`` entries. Raises ValueError for anything else."""
+    pairs = [entry.partition("=") for entry in entries]
+    for name, _, file in pairs:
+        if not name or not file:
+            raise ValueError(f"--weights {name}: expected NAME=FILE, such as samfeat-nano=best.safetensors")
+    return {name: file for name, _, file in pairs}
+
+
+def write_report(output: Path, results: Sequence[dict], settings: dict) -> list[Path]:
+    """report.json, and one mma_DATASET.png for each homography data set. Returns the paths."""
+    output.mkdir(parents=True, exist_ok=True)
+    report.write_json(output / "report.json", results, settings)
+    written = [output / "report.json"]
+    curves = [result for result in results if result["kind"] == "homography"]
+    for dataset in dict.fromkeys(result["dataset"] for result in curves):
+        path = output / f"mma_{dataset}.png"
+        report.draw_mma(path, [result for result in curves if result["dataset"] == dataset], dataset)
+        written.append(path)
+    return written
+
+
+def main(
+    suite: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder with the evaluation sets.")] = Path("../shared/data/eval"),
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL, MODEL=FILE, orb, sift, akaze, module:function; repeatable. Default: shipped models."),
+    ] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="MODEL=FILE: weights for that model; repeatable.")] = None,
+    peers: Annotated[bool, typer.Option(help="Run OpenCV's ORB, SIFT and AKAZE too.")] = True,
+    max_keypoints: Annotated[int, typer.Option(min=1, help="Budget of every extractor, per image.")] = 1024,
+    threshold: Annotated[float, typer.Option(min=0.01, help="poselib's epipolar threshold, pixels.")] = 1.0,
+    long_side: Annotated[
+        int | None, typer.Option(min=32, help="Shrink images to this long side. Default: the suite's own protocol.")
+    ] = None,
+    gap: Annotated[list[int] | None, typer.Option(min=1, help="Frame gap of posed sequences; repeatable.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Stride of the first frame in posed sequences.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for report.json and the MMA curves.")] = Path("out/eval"),
+    reuse: Annotated[
+        Path | None, typer.Option(help="An earlier report.json whose results of foreign extractors are taken over.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device of our models: auto, cpu, cuda, cuda:1 ...")] = "auto",
+    engine: Annotated[str, typer.Option(help="Engine of our models: auto, eager, openvino ...")] = "auto",
+) -> None:
+    """Evaluate feature extractors: matching accuracy under homographies, relative pose, repeatability, localisation."""
+    try:
+        options = Options(max_keypoints, threshold, long_side, tuple(gap) if gap else None, every)
+        earlier = report.read_json(reuse)["results"] if reuse else []
+        tasks = collect_tasks(suite or ["homography", "pose"], data, options)
+        overrides = parse_weights(weights or [])
+        names = extractor or shipped_models()
+        names = list(dict.fromkeys([*names, *(PEERS if peers else ())]))
+        if not names:
+            raise ValueError("nothing to evaluate: no weights are shipped and no --extractor is given")
+        extractors = {name: resolve(name, max_keypoints, device, engine, overrides.get(name)) for name in names}
+        results = run_tasks(tasks, extractors, earlier)
+        settings = {"max_keypoints": max_keypoints, "device": device, "engine": engine}
+        typer.echo(report.table(results))
+        for path in write_report(output, results, settings):
+            typer.echo(f"wrote {path}")
+    except (ValueError, OSError, SamfeatError) as error:
+        typer.echo(f"evaluate: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

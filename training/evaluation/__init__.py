@@ -1,0 +1,1 @@
+"""Protocols of `python -m training.evaluate`: homographies, relative poses, and the report of both."""

@@ -1,0 +1,108 @@
+"""From a name on the command line to something that can be called on an image, timed, and asked twice for free."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from samfeat_core.features import Features
+from training.evaluation.images import EvalImage, ImageStore
+from training.peers import PEERS, Extractor
+
+
+def resolve(
+    name: str, max_keypoints: int, device: str = "auto", engine: str = "auto", weights: str | None = None
+) -> Extractor:
+    """The extractor called ``name``.
+
+    ``orb``, ``sift``, ``akaze``: OpenCV's. ``module:function``: what the function returns when it is called with
+    ``max_keypoints=`` where it has such a parameter, else with nothing. ``MODEL`` or ``MODEL=FILE``: a model of this
+    project with its shipped weights or those of FILE. Raises ValueError naming what cannot be found.
+    """
+    if name in PEERS:
+        return PEERS[name](max_keypoints)
+    if ":" in name and "=" not in name:
+        return _import_extractor(name, max_keypoints)
+    model, _, file = name.partition("=")
+    file = file or weights or ""
+    if file and not Path(file).is_file():
+        raise ValueError(f"{file}: no such weights file (for extractor '{model}')")
+    from samfeat_core.extractor import FeatureExtractor  # imports torch or an engine: only where a model is asked for
+
+    return FeatureExtractor.from_pretrained(
+        model, device=device, engine=engine, max_keypoints=max_keypoints, weights=file or None
+    )
+
+
+def _import_extractor(name: str, max_keypoints: int) -> Extractor:
+    module_name, _, function_name = name.partition(":")
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"extractor '{name}': no module named '{error.name}' on PYTHONPATH") from error
+    except AttributeError as error:
+        raise ValueError(f"extractor '{name}': {error}") from error
+    takes_budget = "max_keypoints" in inspect.signature(factory).parameters
+    extractor = factory(max_keypoints=max_keypoints) if takes_budget else factory()
+    if not callable(extractor):
+        raise ValueError(f"extractor '{name}': {function_name}() returned {type(extractor).__name__}, not a callable")
+    return extractor
+
+
+class TimedExtractor:
+    """Runs an extractor on files, keeps its Features (the newest ``keep`` images) and the time each image took."""
+
+    def __init__(self, label: str, extractor: Extractor, images: ImageStore, max_keypoints: int, keep: int = 1000):
+        self.label = label
+        self.extractor = extractor
+        self.images = images
+        self.max_keypoints = max_keypoints
+        self.wall_ms: list[float] = []
+        self.cpu_ms: list[float] = []
+        self._keep = keep
+        self._features: OrderedDict[Path, Features] = OrderedDict()
+
+    def __call__(self, path: Path) -> Features:
+        if path not in self._features:
+            self._features[path] = self._extract(self.images(path))
+            if len(self._features) > self._keep:
+                self._features.popitem(last=False)
+        self._features.move_to_end(path)
+        return self._features[path]
+
+    def _extract(self, image: EvalImage) -> Features:
+        wall, cpu = time.perf_counter(), time.process_time()
+        features = self.extractor(image.pixels)
+        self.wall_ms.append((time.perf_counter() - wall) * 1e3)
+        self.cpu_ms.append((time.process_time() - cpu) * 1e3)
+        return cut(features, self.max_keypoints)
+
+    def timing(self) -> dict[str, float]:
+        """Median wall time and mean CPU time (all threads) per image, of the images extracted so far."""
+        if not self.wall_ms:
+            return {"wall_ms": float("nan"), "cpu_ms": float("nan")}
+        return {"wall_ms": float(np.median(self.wall_ms)), "cpu_ms": float(np.mean(self.cpu_ms))}
+
+
+def cut(features: Features, count: int) -> Features:
+    """The ``count`` features of the highest scores: every extractor stands on the same budget."""
+    if len(features) <= count:
+        return features
+    best = np.argsort(-features.scores, kind="stable")[:count]
+    return Features(
+        features.keypoints[best],
+        features.scores[best],
+        features.descriptors[best],
+        features.image_size,
+        None if features.weights is None else features.weights[best],
+    )
+
+

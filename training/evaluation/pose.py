@@ -1,0 +1,110 @@
+"""Relative pose from matches: poselib's LO-RANSAC on the essential matrix, AUC of the pose error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import poselib
+
+from samfeat_core.matching import match_mutual
+from training.evaluation.extractors import TimedExtractor
+from training.geometry import pose_auc, pose_error
+from training.posed import PosedSequence
+
+AUC_THRESHOLDS = (5, 10, 20)
+
+
+@dataclass(frozen=True)
+class PosePair:
+    """Two image files, their (3, 3) camera matrices, the (4, 4) transform from camera 0 to camera 1.
+
+    calibrated_size: (width, height) that a camera matrix refers to, where it is not the image file's own.
+    """
+
+    first: Path
+    second: Path
+    matrix0: np.ndarray
+    matrix1: np.ndarray
+    transform: np.ndarray
+    calibrated_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """error: the larger of rotation and translation-direction error, degrees; inf where no pose was found."""
+
+    keypoints: float
+    matches: int
+    inliers: int
+    error: float
+
+
+def sequence_pairs(sequence: PosedSequence, gaps: Sequence[int], every: int) -> list[PosePair]:
+    """Pairs (i, i + gap) of a posed sequence, i every ``every``-th frame, for every gap."""
+    return [
+        PosePair(
+            sequence.images[first],
+            sequence.images[first + gap],
+            sequence.matrix,
+            sequence.matrix,
+            sequence.relative_pose(first, first + gap),
+        )
+        for gap in gaps
+        for first in range(0, len(sequence) - gap, every)
+    ]
+
+
+def score_pair(pair: PosePair, extractor: TimedExtractor, threshold_px: float = 1.0) -> PairScore:
+    """Extracts, matches mutual nearest neighbours, estimates the pose and compares it to the true one."""
+    features0, features1 = extractor(pair.first), extractor(pair.second)
+    index0, index1, _ = match_mutual(features0.matchable, features1.matchable)
+    keypoints = (len(features0) + len(features1)) / 2
+    if len(index0) < 5:
+        return PairScore(keypoints, len(index0), 0, float("inf"))
+    pose, info = poselib.estimate_relative_pose(
+        features0.keypoints[index0].astype(np.float64),
+        features1.keypoints[index1].astype(np.float64),
+        _camera(pair.matrix0, pair.first, pair, extractor),
+        _camera(pair.matrix1, pair.second, pair, extractor),
+        {"max_epipolar_error": threshold_px},
+        {},
+    )
+    rotation, translation = pose_error(pose.R, pose.t, pair.transform[:3, :3], pair.transform[:3, 3])
+    error = max(rotation, translation)
+    return PairScore(keypoints, len(index0), int(info["num_inliers"]), float(error) if np.isfinite(error) else np.inf)
+
+
+def _camera(matrix: np.ndarray, path: Path, pair: PosePair, extractor: TimedExtractor) -> dict:
+    """poselib's camera for the image as the extractor saw it."""
+    image = extractor.images(path)
+    scaled = image.from_size(pair.calibrated_size) @ matrix
+    return {
+        "model": "PINHOLE",
+        "width": image.size[0],
+        "height": image.size[1],
+        "params": [scaled[0, 0], scaled[1, 1], scaled[0, 2], scaled[1, 2]],
+    }
+
+
+def evaluate(
+    pairs: Sequence[PosePair],
+    extractor: TimedExtractor,
+    threshold_px: float = 1.0,
+    progress: Callable[[Sequence[PosePair]], Iterable[PosePair]] = iter,
+) -> dict:
+    """The numbers of one extractor on all pairs: AUC in per cent, means of counts over pairs."""
+    scores = [score_pair(pair, extractor, threshold_px) for pair in progress(pairs)]
+    errors = np.array([score.error for score in scores])
+    auc = pose_auc(errors, AUC_THRESHOLDS)
+    return {
+        "pairs": len(scores),
+        "keypoints": float(np.mean([score.keypoints for score in scores])),
+        "matches": float(np.mean([score.matches for score in scores])),
+        "inliers": float(np.mean([score.inliers for score in scores])),
+        "failed": int(np.isinf(errors).sum()),
+        "auc": {str(t): float(value) * 100 for t, value in zip(AUC_THRESHOLDS, auc, strict=True)},
+        "median_error_deg": float(np.median(errors)) if np.isfinite(np.median(errors)) else None,
+    }

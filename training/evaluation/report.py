@@ -1,0 +1,145 @@
+"""The report of an evaluation: a table for people, a JSON file for programs, MMA curves for papers.
+
+JSON, version 1:
+
+    format      "samfeat-evaluation"
+    version     1
+    created     ISO 8601 time, UTC
+    command     the command line
+    machine     {"processor", "cores", "gpu"}
+    settings    {"max_keypoints", "device", "engine"}
+    results     one object per extractor and data set:
+        extractor   its label; for one of our models with weights of the user NAME=FILE
+        suite, dataset
+        kind        "homography" or "pose"
+        protocol    what decides the numbers besides the extractor: long_side, threshold_px, gaps, ...
+        reused      true where the result was taken over from an earlier report (--reuse)
+        images      images extracted; wall_ms (median), cpu_ms (mean, all threads) per image, extraction alone
+        pairs, keypoints (mean per image), matches (mean per pair)
+        homography: correct (mean matches within 3 px), mma {"1".."10"}, mha {"1", "3", "5"}, repeatability,
+                    in per cent; localisation_px; on HPatches the same again under "illumination" and "viewpoint"
+        pose:       inliers (mean per pair), failed (pairs without a pose), auc {"5", "10", "20"} in per cent,
+                    median_error_deg
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+FORMAT, VERSION = "samfeat-evaluation", 1
+
+_COUNTS = [("ms", "wall_ms", 1), ("CPU ms", "cpu_ms", 0), ("kpts", "keypoints", 0), ("matches", "matches", 0)]
+_HOMOGRAPHY = [
+    ("correct", "correct", 0),
+    *((f"MMA@{t}", f"mma.{t}", 1) for t in (1, 3, 5, 10)),
+    *((f"MHA@{t}", f"mha.{t}", 1) for t in (1, 3, 5)),
+    ("rep.", "repeatability", 1),
+    ("loc. px", "localisation_px", 2),
+]
+_POSE = [
+    ("inliers", "inliers", 0),
+    *((f"AUC@{t}", f"auc.{t}", 1) for t in (5, 10, 20)),
+    ("median deg", "median_error_deg", 2),
+    ("failed", "failed", 0),
+]
+COLUMNS = {"homography": _COUNTS + _HOMOGRAPHY, "pose": _COUNTS + _POSE}
+
+
+def table(results: Sequence[dict]) -> str:
+    """One block of text per data set, a line per extractor."""
+    blocks = []
+    for dataset in dict.fromkeys((result["suite"], result["dataset"]) for result in results):
+        rows = [result for result in results if (result["suite"], result["dataset"]) == dataset]
+        blocks.append(_block(" / ".join(dict.fromkeys(dataset)), rows))
+        for part in ("illumination", "viewpoint"):
+            parts = [dict(row[part], extractor=row["extractor"], kind=row["kind"]) for row in rows if part in row]
+            if parts:
+                blocks.append(_block(f"{dataset[1]}: {part}", parts))
+    return "\n\n".join(blocks)
+
+
+def _block(title: str, rows: Sequence[dict]) -> str:
+    columns = COLUMNS[rows[0]["kind"]]
+    lines = [["extractor", *(name for name, _, _ in columns)]]
+    for row in rows:
+        lines.append([row["extractor"], *(_cell(row, key, digits) for _, key, digits in columns)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    return "\n".join([f"{title}: {rows[0]['pairs']} pairs", *body])
+
+
+def _cell(row: dict, key: str, digits: int) -> str:
+    value: object = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def write_json(path: Path, results: Sequence[dict], settings: dict) -> None:
+    report = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "machine": machine(),
+        "settings": settings,
+        "results": list(results),
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """An earlier report. Raises ValueError naming a file that is not one."""
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable evaluation report ({error})") from error
+    if not isinstance(report, dict) or report.get("format") != FORMAT or report.get("version") != VERSION:
+        raise ValueError(f"{path}: not an evaluation report of version {VERSION}")
+    return report
+
+
+def machine() -> dict:
+    """What the times depend on: {"processor", "cores", "gpu"}."""
+    return {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "gpu": _gpu()}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")  # where nothing imported torch, nothing ran on a GPU
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+def draw_mma(path: Path, results: Sequence[dict], title: str) -> None:
+    """The MMA curve of every extractor, one picture; one panel per part of the data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    parts = [part for part in ("illumination", "viewpoint") if part in results[0]]
+    figure, axes = pyplot.subplots(1, 1 + len(parts), figsize=(5 + 4 * len(parts), 4), sharey=True, squeeze=False)
+    for axis, part in zip(axes[0], [None, *parts], strict=True):
+        for result in results:
+            curve = (result[part] if part else result)["mma"]
+            axis.plot([int(t) for t in curve], list(curve.values()), marker=".", label=result["extractor"])
+        axis.set(title=f"{title}: {part}" if part else title, xlabel="threshold, px", xticks=range(1, 11))
+        axis.set_ylim(0, 100)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("mean matching accuracy, %")
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

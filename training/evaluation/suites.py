@@ -1,0 +1,130 @@
+"""Which data a suite reads, where it lies under --data, and at which settings its protocol runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.evaluation import homography, pose
+from training.evaluation.extractors import TimedExtractor
+from training.evaluation.images import ImageStore
+from training.peers import Extractor
+from training.posed import PosedSequence
+
+# frame gaps and stride of the first frame, by the name of the sequence's folder; others: SEQUENCE_DEFAULT
+SEQUENCES = {"kitchen": ((6, 12), 8), "kitti_drive": ((1, 3), 6)}
+SEQUENCE_DEFAULT = ((5, 10), 5)
+HPATCHES_PARTS = {
+    "illumination": lambda scene: scene.startswith("i_"),
+    "viewpoint": lambda scene: scene.startswith("v_"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """None = what the suite's published protocol says."""
+
+    max_keypoints: int = 1024
+    threshold_px: float = 1.0
+    long_side: int | None = None
+    gaps: tuple[int, ...] | None = None
+    every: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set of a suite: ``pairs`` under a ``protocol``, read through ``images``."""
+
+    suite: str
+    dataset: str
+    kind: str
+    pairs: Sequence[Any]
+    images: ImageStore
+    protocol: dict
+    measure: Callable[[Sequence[Any], TimedExtractor, Callable], dict] = field(repr=False)
+
+    def run(self, label: str, extractor: Extractor, progress: Callable[[Sequence], Iterable] = iter) -> dict:
+        """One entry of the report's ``results``."""
+        timed = TimedExtractor(label, extractor, self.images, self.protocol["max_keypoints"])
+        numbers = self.measure(self.pairs, timed, progress)
+        head = {"extractor": label, "suite": self.suite, "dataset": self.dataset, "kind": self.kind}
+        return {**head, "protocol": self.protocol, "images": len(timed.wall_ms), **timed.timing(), **numbers}
+
+
+def homography_suite(data: Path, options: Options) -> list[Task]:
+    """DATA/homography, at most 640 px long."""
+    return [_homography_task("homography", data / "homography", options, options.long_side or 640)]
+
+
+def hpatches_suite(data: Path, options: Options) -> list[Task]:
+    """DATA/hpatches (or DATA/hpatches-sequences-release), native size, 108 of the 116 scenes (D2-Net's choice)."""
+    folder = _first_existing(data, "hpatches", "hpatches-sequences-release")
+    task = _homography_task(
+        "hpatches", folder, options, options.long_side, homography.UNRELIABLE_SCENES, HPATCHES_PARTS
+    )
+    return [task]
+
+
+def _homography_task(
+    suite: str,
+    folder: Path,
+    options: Options,
+    long_side: int | None,
+    exclude: Iterable[str] = (),
+    parts: dict[str, Callable[[str], bool]] | None = None,
+) -> Task:
+    pairs = homography.read_pairs(folder, exclude)
+    protocol = {"max_keypoints": options.max_keypoints, "long_side": long_side, "scenes": len({p.scene for p in pairs})}
+
+    def measure(pairs: Sequence, extractor: TimedExtractor, progress: Callable) -> dict:
+        return homography.evaluate(pairs, extractor, parts, progress)
+
+    return Task(suite, folder.name, "homography", pairs, ImageStore(long_side), protocol, measure)
+
+
+def pose_suite(data: Path, options: Options) -> list[Task]:
+    """Every posed sequence in DATA/sequences, native size."""
+    root = data / "sequences"
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not folders:
+        raise ValueError(f"{root}: no posed sequences (folders with image/, poses.txt, calib.txt)")
+    return [_sequence_task(folder, options) for folder in folders]
+
+
+def _sequence_task(folder: Path, options: Options) -> Task:
+    gaps, every = SEQUENCES.get(folder.name, SEQUENCE_DEFAULT)
+    gaps, every = options.gaps or gaps, options.every or every
+    sequence = PosedSequence.read(folder)
+    pairs = pose.sequence_pairs(sequence, gaps, every)
+    if not pairs:
+        raise ValueError(f"{folder}: {len(sequence)} frames are too few for frame gaps of {min(gaps)} and more")
+    return _pose_task("pose", folder.name, pairs, ImageStore(options.long_side), options, gaps=list(gaps), every=every)
+
+
+def _pose_task(
+    suite: str, dataset: str, pairs: Sequence[pose.PosePair], images: ImageStore, options: Options, **more: Any
+) -> Task:
+    protocol = {
+        "max_keypoints": options.max_keypoints,
+        "long_side": images.long_side,
+        "threshold_px": options.threshold_px,
+        **more,
+    }
+
+    def measure(pairs: Sequence, extractor: TimedExtractor, progress: Callable) -> dict:
+        return pose.evaluate(pairs, extractor, options.threshold_px, progress)
+
+    return Task(suite, dataset, "pose", pairs, images, protocol, measure)
+
+
+def _first_existing(data: Path, *names: str) -> Path:
+    return next((data / name for name in names if (data / name).is_dir()), data / names[0])
+
+
+SUITES: dict[str, Callable[[Path, Options], list[Task]]] = {
+    "homography": homography_suite,
+    "pose": pose_suite,
+    "hpatches": hpatches_suite,
+}
