@@ -1,4 +1,4 @@
-"""Bag reading: every kind of bag, and every kind of damage (a clear error or a stated partial result, never silence)."""
+"""Bag reading: every kind of bag, and every kind of damage (a clear error or a stated partial result)."""
 
 from __future__ import annotations
 
