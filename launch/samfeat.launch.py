@@ -6,11 +6,12 @@ An argument that is left empty leaves the parameter to `params_file`.
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterFile
+
+from launch import LaunchDescription
 
 SHARE = Path(get_package_share_directory("samfeat_ros"))
 
@@ -34,7 +35,8 @@ def samfeat_node(context):
     """The node with the arguments that were given."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     image_topic = given["image_topic"]
-    camera_info_topic = given["camera_info_topic"] or f"{image_topic.rpartition('/')[0]}/camera_info".replace("//", "/")
+    beside = image_topic[: image_topic.rfind("/") + 1]
+    camera_info_topic = given["camera_info_topic"] or f"{beside}camera_info"
     parameters = {name: given[name] for name in PARAMETERS if given[name]}
     parameters |= {name: _boolean(name, given[name]) for name in ("use_sim_time", "autostart")}
     return [

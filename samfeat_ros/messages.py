@@ -4,9 +4,9 @@ The `*_to_msg` functions are what the node publishes; the `*_from_msg` functions
 
 - `~/keypoints`, one row per keypoint: x, y (pixels), z = 0, score: float32; id (of the track): uint32.
 - `~/descriptors`, one row per keypoint: descriptor: float32[D].
-- `~/matches`, one row per match: x, y, x_prev, y_prev, similarity: float32; index, index_prev, id: uint32; inlier: uint8;
-  stamp_prev_sec, stamp_prev_nanosec: uint32.
-- `~/tracks`, one row per tracked keypoint: sensor_msgs/PointCloud as VINS-Fusion (9 channels) or VINS-Mono (5) reads it.
+- `~/matches`, one row per match: x, y, x_prev, y_prev, similarity: float32; index, index_prev, id: uint32;
+  inlier: uint8; stamp_prev_sec, stamp_prev_nanosec: uint32.
+- `~/tracks`, one row per tracked keypoint: sensor_msgs/PointCloud as VINS-Fusion (9 channels) or VINS-Mono (5) reads.
 
 A descriptor row is the unit descriptor times its attention weight (`Features.matchable`): the dot product of two rows
 is the similarity that the node matches by, the norm of a row is the weight, and normalising gives the unit row back.

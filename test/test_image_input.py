@@ -1,0 +1,311 @@
+"""Image messages to arrays: every encoding against pixels known beforehand, every fault under its cause."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("sensor_msgs")
+from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+
+from samfeat_ros.image_input import ENCODINGS, ImageError, image_from_compressed_msg, image_from_msg  # noqa: E402
+
+WIDTH, HEIGHT = 16, 12
+
+
+def picture() -> np.ndarray:
+    """Smooth colours, so that chroma subsampling and demosaicing change little."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
+    return np.stack([40 + 6 * x, 60 + 7 * y, 200 - 4 * x - 3 * y], axis=-1).astype(np.uint8)
+
+
+GREY = cv2.cvtColor(picture(), cv2.COLOR_BGR2GRAY)
+
+
+def message(encoding: str, rows: np.ndarray, *, padding: int = 0, bigendian: bool = False, **changes) -> Image:
+    """Image from (rows, bytes) uint8, each row followed by `padding` bytes of rubbish."""
+    rows = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+    padded = np.hstack([rows, np.full((len(rows), padding), 0xAB, np.uint8)])
+    msg = Image(encoding=encoding, width=WIDTH, height=HEIGHT, step=padded.shape[1], is_bigendian=int(bigendian))
+    msg.data.frombytes(padded.tobytes())
+    for name, value in changes.items():
+        setattr(msg, name, value)
+    return msg
+
+
+def mosaic(pattern: str, image: np.ndarray) -> np.ndarray:
+    """(H, W) Bayer mosaic of a BGR image; the pattern names the 2x2 cell row by row."""
+    rows, columns = np.indices(image.shape[:2])
+    channel = np.array(["bgr".index(letter) for letter in pattern]).reshape(2, 2)[rows % 2, columns % 2]
+    return np.take_along_axis(image, channel[..., None], axis=2)[..., 0]
+
+
+def yuv422(image: np.ndarray, order: str) -> np.ndarray:
+    """(H, 2W) packed 4:2:2 in BT.601, as cv2 reads it."""
+    y, u, v = yuv_planes(image)
+    packed = np.empty((HEIGHT, WIDTH * 2), np.uint8)
+    luma, chroma = (1, 0) if order == "uyvy" else (0, 1)
+    packed[:, luma::2] = y
+    packed[:, chroma::4], packed[:, chroma + 2 :: 4] = u[:, ::2], v[:, ::2]
+    return packed
+
+
+def yuv_planes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Studio-range BT.601 at full resolution, from its definition."""
+    b, g, r = (image[..., channel].astype(np.float64) for channel in range(3))
+    y = 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
+    u = 128 + (-37.797 * r - 74.203 * g + 112 * b) / 255
+    v = 128 + (112 * r - 93.786 * g - 18.214 * b) / 255
+    return tuple(np.round(plane).astype(np.uint8) for plane in (y, u, v))
+
+
+def semi_planar(image: np.ndarray, order: str, subsample: int) -> np.ndarray:
+    y, u, v = yuv_planes(image)
+    first, second = (u, v) if order == "uv" else (v, u)
+    chroma = np.stack([first, second], axis=-1)[::subsample, ::subsample]
+    return np.concatenate([y, chroma.reshape(-1, WIDTH)])
+
+
+BGR = picture()
+ALPHA = np.full((HEIGHT, WIDTH, 1), 77, np.uint8)
+EXACT = {
+    "mono8": (GREY, GREY),
+    "8UC1": (GREY, GREY),
+    "bgr8": (BGR, BGR),
+    "8UC3": (BGR, BGR),
+    "rgb8": (BGR[..., ::-1], BGR),
+    "bgra8": (np.dstack([BGR, ALPHA]), BGR),
+    "8UC4": (np.dstack([BGR, ALPHA]), BGR),
+    "rgba8": (np.dstack([BGR[..., ::-1], ALPHA]), BGR),
+    "mono16": (GREY.astype(np.uint16) * 257, GREY),
+    "16UC1": (GREY.astype(np.uint16) * 257, GREY),
+    "bgr16": (BGR.astype(np.uint16) * 257, BGR),
+    "16UC3": (BGR.astype(np.uint16) * 257, BGR),
+    "rgb16": (BGR[..., ::-1].astype(np.uint16) * 257, BGR),
+    "bgra16": (np.dstack([BGR, ALPHA]).astype(np.uint16) * 257, BGR),
+    "16UC4": (np.dstack([BGR, ALPHA]).astype(np.uint16) * 257, BGR),
+    "rgba16": (np.dstack([BGR[..., ::-1], ALPHA]).astype(np.uint16) * 257, BGR),
+}
+CLOSE = {
+    **{f"bayer_{name}8": mosaic(name, BGR) for name in ("rggb", "bggr", "gbrg", "grbg")},
+    **{f"bayer_{name}16": mosaic(name, BGR).astype(np.uint16) * 257 for name in ("rggb", "bggr", "gbrg", "grbg")},
+    "yuv422": yuv422(BGR, "uyvy"),
+    "uyvy": yuv422(BGR, "uyvy"),
+    "yuv422_yuy2": yuv422(BGR, "yuyv"),
+    "yuyv": yuv422(BGR, "yuyv"),
+    "nv12": semi_planar(BGR, "uv", 2),
+    "nv21": semi_planar(BGR, "vu", 2),
+    "nv24": semi_planar(BGR, "uv", 1),
+}
+
+
+def test_every_encoding_is_tested():
+    assert set(ENCODINGS) == {*EXACT, *CLOSE}
+
+
+@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize("encoding", EXACT)
+def test_interleaved_encodings_are_exact(encoding, padding):
+    pixels, expected = EXACT[encoding]
+    image = image_from_msg(message(encoding, pixels, padding=padding))
+    assert image.dtype == np.uint8 and image.flags.c_contiguous
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize("encoding", CLOSE)
+def test_subsampled_encodings_are_close(encoding, padding):
+    rows = CLOSE[encoding]
+    if encoding == "nv24" and padding:  # two steps hold one row of chroma, the padding is behind both
+        luma, chroma = rows[:HEIGHT], rows[HEIGHT:].reshape(HEIGHT, 2 * WIDTH)
+        padded = np.concatenate(
+            [np.pad(luma, ((0, 0), (0, padding))).ravel(), np.pad(chroma, ((0, 0), (0, 2 * padding))).ravel()]
+        )
+        msg = message(encoding, padded.reshape(3 * HEIGHT, WIDTH + padding))
+    else:
+        msg = message(encoding, rows, padding=padding)
+    image = image_from_msg(msg)
+    assert image.shape == BGR.shape
+    inner = np.s_[2:-2, 2:-2]
+    assert np.abs(image[inner].astype(int) - BGR[inner]).max() <= 12
+
+
+@pytest.mark.parametrize("encoding", [name for name in ENCODINGS if "16" in name])
+def test_either_byte_order(encoding):
+    values = (EXACT[encoding][0] if encoding in EXACT else CLOSE[encoding]).astype("<u2")
+    little = image_from_msg(message(encoding, values))
+    big = image_from_msg(message(encoding, values.astype(">u2"), bigendian=True))
+    np.testing.assert_array_equal(little, big)
+
+
+def test_nv12_with_the_chroma_spread_over_step():
+    packed = semi_planar(BGR, "uv", 2)
+    spread = message("nv12", packed.reshape(HEIGHT, WIDTH * 3 // 2))
+    np.testing.assert_array_equal(image_from_msg(spread), image_from_msg(message("nv12", packed)))
+
+
+def test_full_scale_of_a_12_bit_camera():
+    values = np.zeros((HEIGHT, WIDTH), np.uint16)
+    values[0, :3] = 2048, 4095, 60000
+    image = image_from_msg(message("mono16", values), full_scale_16bit=4095)
+    assert image[0, :4].tolist() == [128, 255, 255, 0]
+
+
+def test_grey_and_bgr_are_views_of_the_message():
+    msg = message("bgr8", BGR)
+    assert np.shares_memory(image_from_msg(msg), np.frombuffer(msg.data, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("cause", "msg"),
+    [
+        ("size", message("mono8", GREY, width=0)),
+        ("size", message("mono8", GREY, height=0)),
+        ("size", message("mono8", GREY, width=2**31, height=2**31)),
+        ("size", message("yuyv", np.zeros((HEIGHT, 2 * WIDTH), np.uint8), width=WIDTH - 1)),
+        ("size", message("nv12", semi_planar(BGR, "uv", 2), height=HEIGHT - 1)),
+        ("step", message("bgr8", BGR, step=WIDTH)),
+        ("step", message("mono16", GREY.astype(np.uint16), step=WIDTH)),
+        ("step", message("mono8", GREY, step=0)),
+        ("length", message("mono8", GREY[:-1])),
+        ("length", message("mono8", np.vstack([GREY, GREY]))),
+        ("length", message("nv12", GREY)),
+        ("length", message("mono8", np.zeros((1, 1), np.uint8), step=WIDTH)),
+        ("encoding", message("32FC1", GREY.astype(np.float32))),
+        ("encoding", message("", GREY)),
+        ("length", message("32FC1", GREY.astype(np.float32), step=1)),
+    ],
+)
+def test_faults_have_a_cause(cause, msg):
+    with pytest.raises(ImageError) as caught:
+        image_from_msg(msg)
+    assert caught.value.cause == cause
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_encoding_is_named():
+    with pytest.raises(ImageError, match="'32FC1'.*cv_bridge is not installed"):
+        image_from_msg(message("32FC1", GREY.astype(np.float32)))
+
+
+def test_unknown_encoding_goes_to_cv_bridge_where_installed(monkeypatch):
+    seen = []
+
+    class CvBridge:
+        def imgmsg_to_cv2(self, msg, wanted):
+            seen.append((msg.encoding, wanted))
+            if msg.encoding == "8UC2":
+                raise TypeError("no such\nconversion")
+            return BGR
+
+    monkeypatch.setitem(sys.modules, "cv_bridge", types.SimpleNamespace(CvBridge=CvBridge))
+    np.testing.assert_array_equal(image_from_msg(message("32FC1", GREY.astype(np.float32))), BGR)
+    with pytest.raises(ImageError, match="8UC2.*no such conversion"):
+        image_from_msg(message("8UC2", np.dstack([GREY, GREY])))
+    with pytest.raises(ImageError):  # checked before cv_bridge sees it
+        image_from_msg(message("32FC1", GREY[:-1].astype(np.float32)))
+    assert seen == [("32FC1", "bgr8"), ("8UC2", "bgr8")]
+
+
+def compressed(text: str, extension: str, image: np.ndarray) -> CompressedImage:
+    return CompressedImage(format=text, data=cv2.imencode(extension, image)[1].tobytes())
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "expected"),
+    [
+        ("png", BGR, BGR),
+        ("", BGR, BGR),
+        ("bgr8; png compressed bgr8", BGR, BGR),
+        ("rgb8; png compressed bgr8", BGR, BGR),
+        ("bgr8; png compressed rgb8", BGR[..., ::-1].copy(), BGR),
+        ("mono8; png compressed ", GREY, GREY),
+        ("mono16; png compressed mono16", GREY.astype(np.uint16) * 257, GREY),
+        ("rgb16; png compressed bgr16", BGR.astype(np.uint16) * 257, BGR),
+        ("bgra8; png compressed bgra8", np.dstack([BGR, ALPHA]), BGR),
+    ],
+)
+def test_png_is_exact(text, image, expected):
+    np.testing.assert_array_equal(image_from_compressed_msg(compressed(text, ".png", image)), expected)
+
+
+@pytest.mark.parametrize("text", ["jpeg", "jpg", "bgr8; jpeg compressed bgr8", "rgb8; jpeg compressed bgr8"])
+def test_jpeg_is_close(text):
+    large = cv2.resize(BGR, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)
+    image = image_from_compressed_msg(compressed(text, ".jpg", large))
+    assert np.abs(image.astype(int) - large).mean() < 3
+    grey = image_from_compressed_msg(compressed(text, ".jpg", cv2.cvtColor(large, cv2.COLOR_BGR2GRAY)))
+    assert grey.ndim == 2
+
+
+def test_a_compressed_mosaic_is_demosaiced():
+    msg = compressed("bayer_rggb8; png compressed bayer_rggb8", ".png", mosaic("rggb", BGR))
+    assert np.abs(image_from_compressed_msg(msg)[2:-2, 2:-2].astype(int) - BGR[2:-2, 2:-2]).max() <= 12
+
+
+def test_padding_behind_a_jpeg_is_allowed():
+    msg = compressed("jpeg", ".jpg", BGR)
+    msg.data.frombytes(bytes(100))
+    assert image_from_compressed_msg(msg).shape == BGR.shape
+
+
+def damaged(extension: str, keep: float) -> CompressedImage:
+    data = cv2.imencode(extension, cv2.resize(BGR, None, fx=8, fy=8))[1].tobytes()
+    return CompressedImage(format=extension.strip("."), data=data[: int(keep * len(data))])
+
+
+def oversized() -> CompressedImage:
+    data = bytearray(cv2.imencode(".png", BGR)[1].tobytes())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    return CompressedImage(format="png", data=bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("cause", "msg"),
+    [
+        ("decode", CompressedImage(format="jpeg")),
+        ("decode", CompressedImage(format="jpeg", data=b"no image at all")),
+        ("decode", damaged(".jpg", 0.6)),
+        ("decode", damaged(".png", 0.6)),
+        ("decode", damaged(".png", 0.01)),
+        ("size", oversized()),
+        ("encoding", CompressedImage(format="16UC1; compressedDepth png", data=bytes(12) + b"\x89PNG")),
+    ],
+)
+def test_faults_of_compressed_images_have_a_cause(cause, msg):
+    with pytest.raises(ImageError) as caught:
+        image_from_compressed_msg(msg)
+    assert caught.value.cause == cause
+
+
+def test_random_bytes_never_end_in_another_error():
+    """Whatever a broken driver sends, there is an image or an ImageError."""
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(cv2.imencode(".jpg", cv2.resize(BGR, None, fx=4, fy=4))[1].tobytes(), np.uint8)
+    refused = 0
+    for _ in range(200):
+        data = whole.copy()
+        data[rng.integers(2, len(data), 20)] = rng.integers(0, 256, 20)
+        try:
+            image_from_compressed_msg(CompressedImage(format="jpeg", data=data.tobytes()))
+        except ImageError:
+            refused += 1
+    for _ in range(300):
+        msg = Image(
+            encoding=str(rng.choice(ENCODINGS)),
+            width=int(rng.integers(0, 9)),
+            height=int(rng.integers(0, 9)),
+            step=int(rng.integers(0, 30)),
+            is_bigendian=int(rng.integers(0, 2)),
+        )
+        size = msg.height * msg.step if rng.random() < 0.8 else int(rng.integers(0, 99))
+        msg.data.frombytes(rng.integers(0, 256, size, np.uint8).tobytes())
+        try:
+            image_from_msg(msg)
+        except ImageError:
+            refused += 1
+    assert refused
