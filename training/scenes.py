@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import typer
 
 GUTTER = 4  # texels of replicated border around every mip level, so that bilinear sampling never sees a neighbour
 MIN_LEVEL = 4  # texels of the smallest mip level
@@ -628,25 +629,69 @@ def _waypoints(scene: Scene, rng: np.random.Generator, count: int, speed: float,
     return np.array(points)
 
 
-def load_textures(source: str | Path, limit: int | None = None, seed: int = 0, longest: int = 1024) -> list[np.ndarray]:
-    """Texture images (H, W, 3) uint8 BGR: every picture under a folder, or `skimage` for those inside scikit-image.
-
-    Raises:
-        ValueError: the folder does not exist or holds no readable image. Single unreadable files are passed over.
-    """
+def texture_paths(source: str | Path) -> list[Path]:
+    """Image files of a folder and its subfolders, or `skimage` for those inside scikit-image; ValueError where none."""
     if str(source) == "skimage":
         import skimage
 
-        folder = Path(skimage.__file__).parent / "data"
-        paths = [folder / name for name in SKIMAGE_TEXTURES if (folder / name).is_file()]
-    else:
-        folder = Path(source)
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        data = Path(skimage.__file__).parent / "data"
+        return [data / name for name in SKIMAGE_TEXTURES if (data / name).is_file()]
+    paths = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{source}: no images to use as textures")
+    return paths
+
+
+def load_textures(source: str | Path, limit: int | None = None, seed: int = 0) -> list[np.ndarray]:
+    """Texture images (H, W, 3) uint8 BGR of `texture_paths`, at most `limit` chosen by `seed`.
+
+    Raises:
+        ValueError: not one image can be read. Single unreadable files are passed over.
+    """
+    paths = texture_paths(source)
     if limit is not None and len(paths) > limit:
         chosen = np.random.default_rng(seed).choice(len(paths), limit, replace=False)
-        paths = [paths[i] for i in sorted(chosen)]
-    images = (cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths)
-    textures = [_crop_to_aspect(i, i.shape[1] / i.shape[0], longest) for i in images if i is not None]
+        paths = [paths[index] for index in sorted(chosen)]
+    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]
+    textures = [image for image in images if image is not None]
     if not textures:
-        raise ValueError(f"{folder}: no readable images to use as textures")
+        raise ValueError(f"{source}: none of {len(paths)} images can be read")
     return textures
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _scenes() -> None:
+    """Rendered scenes of photographs."""
+
+
+@app.command()
+def render_pairs(
+    textures: str = typer.Option(..., help="Folder of photographs, or 'skimage' for those inside scikit-image."),
+    output: Path = typer.Option(..., help="Cache folder; pairs that are there already are kept."),
+    pairs: int = typer.Option(400, min=1, help="Number of pairs."),
+    width: int = typer.Option(320, min=32),
+    height: int = typer.Option(240, min=32),
+    pairs_per_scene: int = typer.Option(8, min=1, help="Pairs taken in each scene."),
+    scenes: str = typer.Option("room,planes,street", help="Kinds of scene, taken in turn."),
+    seed: int = typer.Option(0),
+) -> None:
+    """Render training pairs into a cache; a run that was cut off goes on where it was."""
+    from training.pairs.scenes import ScenePairs
+    from training.pairs.stored import store_pairs
+
+    kinds = scenes.split(",")
+    settings = dict(source="scenes", textures=Path(textures).name, size=[width, height], kinds=kinds,
+                    pairs_per_scene=pairs_per_scene, seed=seed)  # fmt: skip
+    try:
+        source = ScenePairs(textures, pairs, (width, height), pairs_per_scene, kinds, seed=seed)
+        store_pairs(source, output, settings, "rendering")
+    except (ValueError, OSError) as error:
+        typer.echo(f"training.scenes: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()
