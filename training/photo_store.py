@@ -267,7 +267,7 @@ def _pack(arrays: dict[str, np.ndarray]) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for key, array in arrays.items():
             member = io.BytesIO()
-            np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            np.lib.format.write_array(member, array, allow_pickle=False)
             method = zipfile.ZIP_STORED if array.dtype.kind == "f" else zipfile.ZIP_DEFLATED
             # A ZipInfo of its own carries a fixed date: equal entries are equal files.
             archive.writestr(zipfile.ZipInfo(f"{key}.npy"), member.getvalue(), compress_type=method)

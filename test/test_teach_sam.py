@@ -1,0 +1,158 @@
+"""The sam teacher with the segment-anything package itself, on small networks built from its modules."""
+
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+segment_anything = pytest.importorskip("segment_anything")
+
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # noqa: E402
+from segment_anything.modeling import (  # noqa: E402
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+from training.photo_store import StoreError  # noqa: E402
+from training.teach import app  # noqa: E402
+from training.teacher import TeacherStore, borders, embedding_at  # noqa: E402
+from training.teacher.sam import MaskOptions, SamTeacher, load_sam, merge_masks  # noqa: E402
+
+# Random masks pass no quality threshold: 0 turns these off. Four prompts.
+OPTIONS = MaskOptions(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
+
+
+def small_sam(side=256, width=32):
+    """A SAM of one block per part, embedding side / 16 squared, random weights."""
+    torch.manual_seed(0)
+    grid = side // 16
+    norm = partial(torch.nn.LayerNorm, eps=1e-6)
+    encoder = ImageEncoderViT(
+        side, depth=1, embed_dim=width, mlp_ratio=2, norm_layer=norm, num_heads=2, out_chans=256, use_rel_pos=True,
+        window_size=8,
+    )
+    prompts = PromptEncoder(256, (grid, grid), (side, side), mask_in_chans=4)
+    transformer = TwoWayTransformer(depth=1, embedding_dim=256, num_heads=4, mlp_dim=64)
+    decoder = MaskDecoder(transformer_dim=256, transformer=transformer, iou_head_depth=2, iou_head_hidden_dim=32)
+    return Sam(encoder, prompts, decoder).eval()
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    return np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+
+
+def test_entry_is_what_the_package_says(photograph):
+    sam = small_sam()
+    encoded = []
+    sam.image_encoder.register_forward_pre_hook(lambda module, inputs: encoded.append(inputs[0].shape))
+    entry = SamTeacher(sam, "sam small", OPTIONS)(photograph)
+    assert len(encoded) == 1  # the photograph goes through the encoder once
+    assert entry.teacher == "sam small" and entry.image_size == (100, 60)
+
+    predictor = SamPredictor(sam)
+    predictor.set_image(photograph[..., ::-1])
+    expected = predictor.get_image_embedding()[0].half().numpy()
+    assert entry.embedding.shape == (256, 16, 16)
+    np.testing.assert_array_equal(entry.embedding, expected)
+
+    generator = SamAutomaticMaskGenerator(sam, 2, pred_iou_thresh=0, stability_score_thresh=0)
+    masks = [mask["segmentation"] for mask in generator.generate(np.ascontiguousarray(photograph[..., ::-1]))]
+    assert masks
+    np.testing.assert_array_equal(entry.groups[0] > 0, np.any(masks, 0))
+    np.testing.assert_array_equal(entry.edges[0], np.any([borders(mask) for mask in masks], 0))
+
+
+def test_no_mask_is_no_group(photograph):
+    options = MaskOptions(points_per_side=2, pred_iou_thresh=1, stability_score_thresh=1)
+    entry = SamTeacher(small_sam(), options=options)(photograph)
+    assert not entry.groups.any() and not entry.edges.any() and entry.embedding is not None
+
+
+def test_with_crops_the_embedding_is_the_whole_photographs(photograph):
+    sam = small_sam()
+    whole = SamTeacher(sam, options=OPTIONS)(photograph)
+    cropped = SamTeacher(sam, options=MaskOptions(2, 0, 0, crop_n_layers=1))(photograph)
+    np.testing.assert_array_equal(cropped.embedding, whole.embedding)
+
+
+def test_smaller_mask_on_top():
+    car = np.zeros((8, 10), bool)
+    car[2:7, 1:9] = True
+    wheel = np.zeros((8, 10), bool)
+    wheel[5:8, 2:4] = True
+    hidden = wheel.copy()
+    hidden[5] = False
+    groups, edges = merge_masks([car, hidden, wheel], (8, 10))
+    assert groups[0, 0] == 0 and groups[3, 5] == 1 and groups[6, 2] == 2 and groups.max() == 2
+    np.testing.assert_array_equal(edges, borders(car) | borders(wheel) | borders(hidden))
+
+
+def test_embedding_at_pixels_of_the_photograph():
+    """A ramp over SAM's padded square of 100 x 100 pixels gives back the pixel positions."""
+    centres = (torch.arange(64) + 0.5) * 100 / 64 - 0.5
+    ramp = torch.stack(torch.meshgrid(centres, centres, indexing="xy"))[None]
+    points = torch.rand(1, 6, 5, 2) * torch.tensor([97.0, 57.0]) + 1
+    values = embedding_at(ramp, points, (100, 60))
+    torch.testing.assert_close(values.permute(0, 2, 3, 1), points, atol=1e-3, rtol=0)
+
+
+@pytest.fixture
+def registered(monkeypatch, tmp_path):
+    """The package's registry builds the small network as vit_b; its checkpoint as a file."""
+    # 1024 pixels, SAM's real size: the embedding is 64 x 64.
+    monkeypatch.setitem(segment_anything.sam_model_registry, "vit_b", partial(small_sam, 1024, 8))
+    torch.save(small_sam(1024, 8).state_dict(), tmp_path / "sam_vit_b_small.pth")
+    return tmp_path / "sam_vit_b_small.pth"
+
+
+def test_command(registered, tmp_path, photograph):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    cv2.imwrite(str(photos / "good.png"), photograph)
+    (photos / "bad.jpg").write_bytes(b"nothing")
+    command = ["sam", photos, tmp_path / "store", "--checkpoint", registered, "--model", "vit_b", "--device", "cpu"]
+    command += ["--points-per-side", 1, "--pred-iou", 0, "--stability", 0]
+    result = CliRunner().invoke(app, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    assert "1 photographs written" in result.output and "bad.jpg: cannot be decoded" in result.output
+    entry = TeacherStore(tmp_path / "store").entry("good")
+    assert entry.embedding.shape == (256, 64, 64) and entry.embedding.dtype == np.float16
+    assert entry.groups.shape == (1, 60, 100) and entry.teacher == "sam vit_b"
+    again = CliRunner().invoke(app, [str(part) for part in command])
+    assert "0 photographs written, 1 were there" in again.output
+    other = CliRunner().invoke(app, [str(part) for part in [*command[:-1], 0.5]])
+    assert other.exit_code == 1 and "stability_score_thresh = 0.0 (now 0.5)" in other.output
+
+
+def test_wrong_checkpoints_are_named(registered, tmp_path):
+    assert isinstance(load_sam("vit_b", registered, "cpu"), Sam)
+    with pytest.raises(StoreError, match="unknown SAM model 'vit_x'"):
+        load_sam("vit_x", registered, "cpu")
+    with pytest.raises(StoreError, match="missing.pth: no such SAM checkpoint"):
+        load_sam("vit_b", tmp_path / "missing.pth", "cpu")
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(registered.read_bytes()[:5000])
+    with pytest.raises(StoreError, match="truncated.pth: not a readable PyTorch checkpoint"):
+        load_sam("vit_b", truncated, "cpu")
+    torch.save(small_sam(256, 8).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(StoreError, match=r"other.pth: not a SAM vit_b checkpoint: \d+ tensors .* image_encoder"):
+        load_sam("vit_b", tmp_path / "other.pth", "cpu")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(StoreError, match="list.pth: not a SAM vit_b checkpoint"):
+        load_sam("vit_b", tmp_path / "list.pth", "cpu")
+
+
+def test_command_without_checkpoint(tmp_path, photograph):
+    cv2.imwrite(str(tmp_path / "good.png"), photograph)
+    command = ["sam", str(tmp_path), str(tmp_path / "store"), "--checkpoint", str(tmp_path / "no.pth")]
+    result = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert result.exit_code == 1 and "no.pth: no such SAM checkpoint" in result.output
+    result = CliRunner().invoke(app, [*command, "--device", "abacus"])
+    assert result.exit_code == 1 and "device 'abacus' cannot be used" in result.output
