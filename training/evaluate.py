@@ -10,7 +10,6 @@ Writes the table to the terminal, and report.json and mma_*.png to --output. Exi
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -114,6 +113,10 @@ def write_report(output: Path, results: Sequence[dict], settings: dict) -> list[
     return written
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     suite: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose.")
@@ -157,8 +160,8 @@ def main(
             typer.echo(f"wrote {path}")
     except (ValueError, OSError, SamfeatError) as error:
         typer.echo(f"evaluate: {error}", err=True)
-        sys.exit(1)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -56,16 +56,16 @@ def root_sift(histograms: np.ndarray) -> np.ndarray:
 
 
 def orb(max_keypoints: int = 1024) -> Extractor:
-    return OpenCvExtractor(cv2.ORB_create(nfeatures=max_keypoints), binary_to_unit, 256, max_keypoints)
+    return OpenCvExtractor(cv2.ORB.create(nfeatures=max_keypoints), binary_to_unit, 256, max_keypoints)
 
 
 def sift(max_keypoints: int = 1024) -> Extractor:
-    return OpenCvExtractor(cv2.SIFT_create(nfeatures=max_keypoints), root_sift, 128, max_keypoints)
+    return OpenCvExtractor(cv2.SIFT.create(nfeatures=max_keypoints), root_sift, 128, max_keypoints)
 
 
 def akaze(max_keypoints: int = 1024) -> Extractor:
     # 61 bytes; the last two of the 488 bits are padding, always equal, and so do not change the order of neighbours
-    return OpenCvExtractor(cv2.AKAZE_create(), binary_to_unit, 488, max_keypoints)
+    return OpenCvExtractor(cv2.AKAZE.create(), binary_to_unit, 488, max_keypoints)
 
 
 PEERS: dict[str, Callable[[int], Extractor]] = {"orb": orb, "sift": sift, "akaze": akaze}

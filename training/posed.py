@@ -49,7 +49,7 @@ class PosedSequence:
             _same_length(folder / "depth", len(depths), len(images))
         times = None
         if (folder / "times.txt").exists():
-            times = _read_numbers(folder / "times.txt", 1)[:, 0]
+            times = read_numbers(folder / "times.txt", 1)[:, 0]
             _same_length(folder / "times.txt", len(times), len(images))
         matrix = read_calibration(folder / "calib.txt")
         depth_file = folder / "calib_depth.txt"
@@ -106,7 +106,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_poses(path: str | Path) -> np.ndarray:
     """(N, 4, 4) float64 from lines of 12 numbers. Raises ValueError naming file and line."""
-    rows = _read_numbers(Path(path), 12)
+    rows = read_numbers(Path(path), 12)
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3] = rows.reshape(-1, 3, 4)
     turns = poses[:, :3, :3]
@@ -161,7 +161,8 @@ def _numbers(words: list[str], count: int, where: str) -> np.ndarray:
     return numbers
 
 
-def _read_numbers(path: Path, count: int) -> np.ndarray:
+def read_numbers(path: Path, count: int) -> np.ndarray:
+    """(N, count) float64 from lines of ``count`` numbers. Raises ValueError naming file and line."""
     lines = _read_lines(path)
     if not lines:
         raise ValueError(f"{path}: empty")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from samfeat_core.features import Features
-from training.evaluation.images import EvalImage, ImageStore
+from training.evaluation.images import ImageStore
 from training.peers import PEERS, Extractor
 
 
@@ -68,19 +68,21 @@ class TimedExtractor:
         self.wall_ms: list[float] = []
         self.cpu_ms: list[float] = []
         self._keep = keep
-        self._features: OrderedDict[Path, Features] = OrderedDict()
+        self._features: OrderedDict[tuple[Path, int], Features] = OrderedDict()
 
-    def __call__(self, path: Path) -> Features:
-        if path not in self._features:
-            self._features[path] = self._extract(self.images(path))
+    def __call__(self, path: Path, turns: int = 0) -> Features:
+        """Features of the image in ``path``, turned by ``turns`` quarter turns counter-clockwise."""
+        key = (path, turns)
+        if key not in self._features:
+            self._features[key] = self._extract(np.ascontiguousarray(np.rot90(self.images(path).pixels, turns)))
             if len(self._features) > self._keep:
                 self._features.popitem(last=False)
-        self._features.move_to_end(path)
-        return self._features[path]
+        self._features.move_to_end(key)
+        return self._features[key]
 
-    def _extract(self, image: EvalImage) -> Features:
+    def _extract(self, image: np.ndarray) -> Features:
         wall, cpu = time.perf_counter(), time.process_time()
-        features = self.extractor(image.pixels)
+        features = self.extractor(image)
         self.wall_ms.append((time.perf_counter() - wall) * 1e3)
         self.cpu_ms.append((time.process_time() - cpu) * 1e3)
         return cut(features, self.max_keypoints)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import poselib
 
+from samfeat_core.features import Features
 from samfeat_core.matching import match_mutual
 from training.evaluation.extractors import TimedExtractor
 from training.geometry import pose_auc, pose_error
@@ -22,6 +23,8 @@ class PosePair:
     """Two image files, their (3, 3) camera matrices, the (4, 4) transform from camera 0 to camera 1.
 
     calibrated_size: (width, height) that a camera matrix refers to, where it is not the image file's own.
+    turns: quarter turns counter-clockwise that bring each image upright; the extractor sees it upright, matrices and
+    transform are those of the image as stored.
     """
 
     first: Path
@@ -30,6 +33,7 @@ class PosePair:
     matrix1: np.ndarray
     transform: np.ndarray
     calibrated_size: tuple[int, int] | None = None
+    turns: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def sequence_pairs(sequence: PosedSequence, gaps: Sequence[int], every: int) -> 
 
 def score_pair(pair: PosePair, extractor: TimedExtractor, threshold_px: float = 1.0) -> PairScore:
     """Extracts, matches mutual nearest neighbours, estimates the pose and compares it to the true one."""
-    features0, features1 = extractor(pair.first), extractor(pair.second)
+    features0 = turn_back(extractor(pair.first, pair.turns[0]), pair.turns[0])
+    features1 = turn_back(extractor(pair.second, pair.turns[1]), pair.turns[1])
     index0, index1, _ = match_mutual(features0.matchable, features1.matchable)
     keypoints = (len(features0) + len(features1)) / 2
     if len(index0) < 5:
@@ -75,6 +80,15 @@ def score_pair(pair: PosePair, extractor: TimedExtractor, threshold_px: float = 
     rotation, translation = pose_error(pose.R, pose.t, pair.transform[:3, :3], pair.transform[:3, 3])
     error = max(rotation, translation)
     return PairScore(keypoints, len(index0), int(info["num_inliers"]), float(error) if np.isfinite(error) else np.inf)
+
+
+def turn_back(features: Features, turns: int) -> Features:
+    """Features of an image that was turned ``turns`` quarter turns counter-clockwise, in the image as it was."""
+    points, (width, height) = features.keypoints, features.image_size
+    for _ in range(turns):
+        points = np.stack([height - 1 - points[:, 1], points[:, 0]], axis=1)
+        width, height = height, width
+    return replace(features, keypoints=points, image_size=(width, height)) if turns else features
 
 
 def _camera(matrix: np.ndarray, path: Path, pair: PosePair, extractor: TimedExtractor) -> dict:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.evaluation import homography, pose
+from training.evaluation import homography, pairlists, pose
 from training.evaluation.extractors import TimedExtractor
 from training.evaluation.images import ImageStore
 from training.peers import Extractor
 from training.posed import PosedSequence
 
 # frame gaps and stride of the first frame, by the name of the sequence's folder; others: SEQUENCE_DEFAULT
-SEQUENCES = {"kitchen": ((6, 12), 8), "kitti_drive": ((1, 3), 6)}
+SEQUENCES: dict[str, tuple[tuple[int, ...], int]] = {"kitchen": ((6, 12), 8), "kitti_drive": ((1, 3), 6)}
 SEQUENCE_DEFAULT = ((5, 10), 5)
 HPATCHES_PARTS = {
     "illumination": lambda scene: scene.startswith("i_"),
@@ -94,8 +94,8 @@ def pose_suite(data: Path, options: Options) -> list[Task]:
 
 
 def _sequence_task(folder: Path, options: Options) -> Task:
-    gaps, every = SEQUENCES.get(folder.name, SEQUENCE_DEFAULT)
-    gaps, every = options.gaps or gaps, options.every or every
+    usual_gaps, usual_every = SEQUENCES.get(folder.name, SEQUENCE_DEFAULT)
+    gaps, every = options.gaps or usual_gaps, options.every or usual_every
     sequence = PosedSequence.read(folder)
     pairs = pose.sequence_pairs(sequence, gaps, every)
     if not pairs:
@@ -119,6 +119,22 @@ def _pose_task(
     return Task(suite, dataset, "pose", pairs, images, protocol, measure)
 
 
+def megadepth_suite(data: Path, options: Options) -> list[Task]:
+    """DATA/megadepth1500 (or megadepth_test_1500), at most 1600 px long."""
+    folder = _first_existing(data, "megadepth1500", "megadepth_test_1500")
+    pairs, name = pairlists.read_list(folder)
+    images = ImageStore(options.long_side or 1600)
+    return [_pose_task("megadepth1500", folder.name, pairs, images, options, list=name)]
+
+
+def scannet_suite(data: Path, options: Options) -> list[Task]:
+    """DATA/scannet1500 (or scannet_test_1500), images brought to 640x480."""
+    folder = _first_existing(data, "scannet1500", "scannet_test_1500")
+    pairs, name = pairlists.read_list(folder)
+    images = ImageStore(options.long_side, size=None if options.long_side else pairlists.SCANNET_SIZE)
+    return [_pose_task("scannet1500", folder.name, pairs, images, options, size=images.size, list=name)]
+
+
 def _first_existing(data: Path, *names: str) -> Path:
     return next((data / name for name in names if (data / name).is_dir()), data / names[0])
 
@@ -127,4 +143,6 @@ SUITES: dict[str, Callable[[Path, Options], list[Task]]] = {
     "homography": homography_suite,
     "pose": pose_suite,
     "hpatches": hpatches_suite,
+    "megadepth1500": megadepth_suite,
+    "scannet1500": scannet_suite,
 }

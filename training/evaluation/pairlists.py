@@ -1,0 +1,203 @@
+"""The published pair lists of MegaDepth-1500 and ScanNet-1500, as their authors' tools wrote them.
+
+Text lists, one pair a line:
+
+- SuperGlue (``scannet_test_pairs_with_gt.txt``, 38 words): ``name0 name1 rot0 rot1 K0(9) K1(9) T_0to1(16)``; rot counts
+  the quarter turns counter-clockwise that bring an image upright, K and T are those of the image as stored;
+- glue-factory (``pairs_calibrated.txt``, 32 words): ``name0 name1 K0(9) K1(9) R(9) t(3)``.
+
+NumPy archives of LoFTR (Sun et al., CVPR 2021):
+
+- MegaDepth ``scene_info``: object arrays ``image_paths``, ``intrinsics``, ``poses`` (world-to-camera) and
+  ``pair_infos`` of ((i, j), overlap, ...);
+- ScanNet ``test.npz``: ``name`` (N, 4) of scene, scan, frame, frame; the pose from ``rel_pose`` (N, 12) or from
+  SCENE/pose/FRAME.txt (camera-to-world); the camera from ``intrinsics.npz`` (for 640x480) or, beside the images,
+  SCENE/intrinsic/intrinsic_color.txt (for the image as stored).
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.evaluation.pose import PosePair
+from training.posed import read_numbers
+
+SUPERGLUE_WORDS, GLUE_FACTORY_WORDS = 38, 32
+IMAGE_ROOTS = (".", "images", "scannet_test_1500", "megadepth_test_1500", "scans_test")
+SCANNET_SIZE = (640, 480)
+
+
+def read_list(folder: Path) -> tuple[list[PosePair], str]:
+    """All pairs of the list in ``folder`` and its name: a text list, else ``test.npz``, else scene-info archives.
+
+    Raises ValueError naming what is missing or malformed.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; expected a pair list and its images")
+    for text in sorted(folder.glob("*.txt")):
+        if _is_pair_list(text):
+            return read_text(text), text.name
+    if (folder / "test.npz").exists():
+        return read_scannet(folder / "test.npz"), "test.npz"
+    archives = sorted([*folder.glob("*.npz"), *folder.glob("*scene_info*/*.npz")])
+    if not archives:
+        raise ValueError(
+            f"{folder}: no pair list; expected a text list of {SUPERGLUE_WORDS} (SuperGlue) or {GLUE_FACTORY_WORDS} "
+            "(glue-factory) words a line, ScanNet's test.npz, or LoFTR's *scene_info*/*.npz"
+        )
+    pairs = [pair for archive in archives for pair in read_scene_info(archive, folder)]
+    return pairs, ", ".join(archive.name for archive in archives)
+
+
+def _is_pair_list(path: Path) -> bool:
+    with path.open(errors="replace") as file:
+        return len(file.readline().split()) in (SUPERGLUE_WORDS, GLUE_FACTORY_WORDS)
+
+
+def read_text(path: Path) -> list[PosePair]:
+    """Pairs of a SuperGlue or glue-factory text list. Raises ValueError naming file and line."""
+    lines = path.read_text(errors="replace").splitlines()
+    return [_text_pair(line.split(), path, n + 1) for n, line in enumerate(lines) if line.strip()]
+
+
+def _text_pair(words: Sequence[str], path: Path, line: int) -> PosePair:
+    where = f"{path}: line {line}"
+    if len(words) not in (SUPERGLUE_WORDS, GLUE_FACTORY_WORDS):
+        raise ValueError(f"{where}: {len(words)} words; expected {SUPERGLUE_WORDS} or {GLUE_FACTORY_WORDS}")
+    try:
+        numbers = np.array(words[2:], float)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if len(words) == SUPERGLUE_WORDS:
+        turns, numbers = numbers[:2], numbers[2:]
+        transform = numbers[18:].reshape(4, 4)
+    else:
+        turns = np.zeros(2)
+        transform = _transform(numbers[18:27].reshape(3, 3), numbers[27:])
+    _check(numbers[:9].reshape(3, 3), numbers[9:18].reshape(3, 3), transform, where)
+    return PosePair(
+        first=_image(path.parent, words[0], where),
+        second=_image(path.parent, words[1], where),
+        matrix0=numbers[:9].reshape(3, 3),
+        matrix1=numbers[9:18].reshape(3, 3),
+        transform=transform,
+        turns=(int(turns[0]) % 4, int(turns[1]) % 4),
+    )
+
+
+def read_scene_info(path: Path, root: Path) -> list[PosePair]:
+    """Pairs of one LoFTR scene-info archive, image paths relative to ``root``. Raises ValueError naming the file."""
+    info = _archive(path, "image_paths", "intrinsics", "poses", "pair_infos")
+    pairs = []
+    for n, entry in enumerate(info["pair_infos"]):
+        where = f"{path}: pair {n}"
+        try:
+            i, j = (int(index) for index in entry[0])
+            poses = [np.asarray(info["poses"][k], float).reshape(4, 4) for k in (i, j)]
+            matrices = [np.asarray(info["intrinsics"][k], float).reshape(3, 3) for k in (i, j)]
+            names = [str(info["image_paths"][k]) for k in (i, j)]
+        except (TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"{where}: malformed ({error})") from error
+        transform = poses[1] @ np.linalg.inv(poses[0])
+        _check(matrices[0], matrices[1], transform, where)
+        images = [_image(root, name, where) for name in names]
+        pairs.append(PosePair(images[0], images[1], matrices[0], matrices[1], transform))
+    return pairs
+
+
+def read_scannet(path: Path) -> list[PosePair]:
+    """Pairs of LoFTR's ScanNet-1500 archive. Raises ValueError naming the file."""
+    info = _archive(path, "name")
+    names = np.asarray(info["name"])
+    if names.ndim != 2 or names.shape[1] != 4:
+        raise ValueError(f"{path}: 'name' has shape {names.shape}, expected (N, 4)")
+    relative = info.get("rel_pose")
+    if relative is not None and (len(relative) != len(names) or relative[0].size != 12):
+        raise ValueError(f"{path}: 'rel_pose' has shape {relative.shape}, expected ({len(names)}, 12)")
+    cameras = _archive(path.parent / "intrinsics.npz") if (path.parent / "intrinsics.npz").exists() else {}
+    return [
+        _scannet_pair(path, row, None if relative is None else relative[n], cameras) for n, row in enumerate(names)
+    ]
+
+
+def _scannet_pair(path: Path, row: np.ndarray, relative: np.ndarray | None, cameras: dict) -> PosePair:
+    scene = f"scene{int(row[0]):04d}_{int(row[1]):02d}"
+    frames = [int(row[2]), int(row[3])]
+    images = [_image(path.parent, f"{scene}/color/{frame}.jpg", str(path)) for frame in frames]
+    home = images[0].parents[1]
+    if relative is None:
+        poses = [read_numbers(home / "pose" / f"{frame}.txt", 4) for frame in frames]
+        transform = np.linalg.inv(poses[1]) @ poses[0]
+    else:
+        rows = np.asarray(relative, float).reshape(3, 4)
+        transform = _transform(rows[:, :3], rows[:, 3])
+    if scene in cameras:
+        matrix, size = np.asarray(cameras[scene], float)[:3, :3], SCANNET_SIZE
+    else:
+        matrix, size = read_numbers(home / "intrinsic" / "intrinsic_color.txt", 4)[:3, :3], None
+    _check(matrix, matrix, transform, f"{path}: {scene} {frames[0]} {frames[1]}")
+    return PosePair(images[0], images[1], matrix, matrix, transform, calibrated_size=size)
+
+
+def _transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    transform = np.eye(4)
+    transform[:3, :3], transform[:3, 3] = rotation, translation
+    return transform
+
+
+def _check(matrix0: np.ndarray, matrix1: np.ndarray, transform: np.ndarray, where: str) -> None:
+    for matrix in (matrix0, matrix1):
+        if not np.isfinite(matrix).all() or matrix[0, 0] <= 0 or matrix[1, 1] <= 0 or abs(matrix[2, 2] - 1) > 1e-6:
+            raise ValueError(f"{where}: not a camera matrix: {matrix.round(3).tolist()}")
+    turn = transform[:3, :3]
+    if not np.isfinite(transform).all() or np.abs(turn @ turn.T - np.eye(3)).max() > 1e-2 or np.linalg.det(turn) < 0:
+        raise ValueError(f"{where}: the relative pose is not a rotation and a translation")
+
+
+def _image(root: Path, name: str, where: str) -> Path:
+    for folder in IMAGE_ROOTS:
+        if (root / folder / name).is_file():
+            return root / folder / name
+    raise ValueError(f"{where}: no image {name} in {root} (nor in its {', '.join(IMAGE_ROOTS[1:])})")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles NumPy's object arrays and nothing else: a list of somebody else's must not run code here."""
+
+    ALLOWED = {"_reconstruct", "ndarray", "dtype", "scalar", "encode"}
+
+    def find_class(self, module: str, name: str) -> object:
+        if name not in self.ALLOWED or module.partition(".")[0] not in ("numpy", "_codecs"):
+            raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+        if int(np.__version__.partition(".")[0]) >= 2:
+            module = module.replace("numpy.core.", "numpy._core.")
+        return super().find_class(module, name)
+
+
+def _archive(path: Path, *keys: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, object arrays too. Raises ValueError naming the file and a key that it lacks."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist()}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a readable NumPy archive ({error})") from error
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise ValueError(f"{path}: no array '{missing[0]}' (has {', '.join(sorted(arrays)) or 'none'})")
+    return arrays
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        _, _, dtype = read_header(file)
+        if dtype.hasobject:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
