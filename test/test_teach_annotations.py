@@ -228,6 +228,14 @@ def test_entry_comes_back_as_written(tmp_path):
         store.entry("other")
 
 
+def test_find_by_the_photographs_path(data):
+    run("annotations", data / "photos", data / "segments", data / "store")
+    store = TeacherStore(data / "store")
+    assert store.find(data / "photos/sub/b.jpg") == "sub/b" and store.find("sub/b.jpg") == "sub/b"
+    assert store.find(data / "photos/a.jpg") == "a" and store.find("/elsewhere/a.png") == "a"
+    assert store.find(data / "photos/plain.jpg") is None and store.find("/b.jpg") is None
+
+
 def test_borders_by_hand():
     labels = np.array([[1, 1, 2], [1, 1, 2], [3, 3, 2]])
     expected = np.array([[0, 1, 1], [1, 1, 1], [1, 1, 1]], bool)

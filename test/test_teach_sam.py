@@ -21,7 +21,7 @@ from segment_anything.modeling import (  # noqa: E402
 
 from training.photo_store import StoreError  # noqa: E402
 from training.teach import app  # noqa: E402
-from training.teacher import TeacherStore, borders, embedding_at  # noqa: E402
+from training.teacher import TeacherStore, borders  # noqa: E402
 from training.teacher.sam import MaskOptions, SamTeacher, load_sam, merge_masks  # noqa: E402
 
 # Random masks pass no quality threshold: 0 turns these off. Four prompts.
@@ -94,13 +94,19 @@ def test_smaller_mask_on_top():
     np.testing.assert_array_equal(edges, borders(car) | borders(wheel) | borders(hidden))
 
 
-def test_embedding_at_pixels_of_the_photograph():
-    """A ramp over SAM's padded square of 100 x 100 pixels gives back the pixel positions."""
-    centres = (torch.arange(64) + 0.5) * 100 / 64 - 0.5
-    ramp = torch.stack(torch.meshgrid(centres, centres, indexing="xy"))[None]
-    points = torch.rand(1, 6, 5, 2) * torch.tensor([97.0, 57.0]) + 1
-    values = embedding_at(ramp, points, (100, 60))
-    torch.testing.assert_close(values.permute(0, 2, 3, 1), points, atol=1e-3, rtol=0)
+def test_the_embedding_lies_over_the_square_around_the_photograph():
+    """Darkening one patch of the photograph changes the embedding most where the store's documentation says it is."""
+    sam = small_sam()
+    for block in sam.image_encoder.blocks:  # nothing but the patch embedding and the local neck
+        block.forward = lambda tokens: tokens
+    image = np.full((120, 200, 3), 200, np.uint8)
+    dark = image.copy()
+    dark[88:100, 150:162] = 0
+    embeddings = [SamTeacher(sam, options=OPTIONS)(picture).embedding.astype(float) for picture in (image, dark)]
+    change = np.abs(embeddings[1] - embeddings[0]).sum(0)
+    y, x = np.unravel_index(change.argmax(), change.shape)
+    grid = change.shape[0]
+    assert abs(x - (156 * grid / 200 - 0.5)) <= 1 and abs(y - (94 * grid / 200 - 0.5)) <= 1
 
 
 @pytest.fixture

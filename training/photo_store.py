@@ -172,6 +172,15 @@ class PhotoStore:
         except (OSError, zipfile.BadZipFile):
             return False
 
+    def find(self, path: str | Path) -> str | None:
+        """The entry of a photograph's file, whichever folder above it the store was made from; None without one.
+
+        The longest part of the path counts: of entries `a/x` and `x`, `photos/a/x.jpg` finds the first.
+        """
+        parts = Path(path).with_suffix("").parts
+        names = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((name for name in names if not name.startswith("/") and self.path(name).is_file()), None)
+
     def write(self, name: str, arrays: dict[str, np.ndarray], meta: dict[str, object]) -> None:
         """Writes an entry, at once and whole.
 

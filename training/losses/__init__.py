@@ -3,7 +3,7 @@
 All are scalars, run in float32 under autocast, skip images without what they need, and wait for no device.
 """
 
-from .common import joint_means, mean_over_images, sample_labels, sample_map
+from .common import joint_means, mean_over_images
 from .descriptor import descriptor_triplet
 from .detection import detection_loss, keypoint_map
 from .distillation import group_relation, relation_distillation
@@ -19,7 +19,5 @@ __all__ = [
     "keypoint_map",
     "mean_over_images",
     "relation_distillation",
-    "sample_labels",
-    "sample_map",
     "semantic_contrast",
 ]

@@ -1,4 +1,4 @@
-"""What the losses share: precision, means that skip images, and sampling of dense maps."""
+"""What the losses share: precision, means that skip images, distances."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 Parameters = ParamSpec("Parameters")
@@ -88,30 +87,3 @@ def pairwise_distance(first: Tensor, second: Tensor) -> Tensor:
     square = torch.baddbmm(square, first, second.transpose(1, 2), alpha=-2.0)
     return square.clamp(min=1e-6).sqrt()
 
-
-def sample_map(dense: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Bilinear samples (B, N, C) of a dense map at pixel positions.
-
-    Args:
-        dense: (B, C, h, w) covering the whole image at any stride (half-pixel centres).
-        points: (B, N, 2) x, y in pixels of the image, the centre of the top-left pixel at (0, 0); NaN reads as (0, 0).
-        image_size: (height, width) of the image.
-
-    Positions outside the image get the border's value.
-    """
-    height, width = image_size
-    size = points.new_tensor((width, height))
-    grid = (torch.nan_to_num(points) * 2 + 1) / size - 1
-    samples = F.grid_sample(dense, grid[:, :, None].to(dense.dtype), "bilinear", "border", align_corners=False)
-    return samples[..., 0].transpose(1, 2)
-
-
-def sample_labels(labels: Tensor, points: Tensor) -> Tensor:
-    """Labels (B, N) of the pixels of (B, H, W) that positions (B, N, 2) fall into; 0 outside and at NaN."""
-    height, width = labels.shape[-2:]
-    finite = points.isfinite().all(-1)
-    x, y = torch.nan_to_num(points).round().long().unbind(-1)
-    inside = finite & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
-    picked = labels.flatten(1).gather(1, index)
-    return torch.where(inside, picked, torch.zeros_like(picked))

@@ -27,16 +27,18 @@ def detection_loss(
 
     Args:
         logits: (B, 1, H, W), `DenseFeatures.score`.
-        labels: (B, 1, H, W) in [0, 1], 1 at keypoints (`keypoint_map`).
+        labels: (B, 1, H, W) in [0, 1], 1 at keypoints (`keypoint_map`); NaN where unknown, as invalid.
         valid: (B, 1, H, W) bool, pixels that count (inside the photograph, known to be labelled); None = all.
         has_labels: (B,) bool; None = all images. An image without any keypoint is still labelled.
         positive_weight: how much a keypoint weighs against a background pixel.
     """
-    target = labels.to(logits.dtype)
+    unknown = labels.isnan()
+    target = labels.to(logits.dtype).masked_fill(unknown, 0)
     entropy = F.binary_cross_entropy_with_logits(
         logits, target, reduction="none", pos_weight=logits.new_tensor(positive_weight)
     )
-    weight = torch.ones_like(target) if valid is None else valid.to(logits.dtype).expand_as(target)
+    counts = ~unknown if valid is None else ~unknown & (valid > 0)
+    weight = counts.to(logits.dtype)
     total = weight.sum((1, 2, 3))
     loss = (entropy * weight).sum((1, 2, 3)) / total.clamp(min=1)
     return mean_over_images(loss, image_mask(has_labels, logits) & (total > 0))

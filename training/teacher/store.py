@@ -7,22 +7,18 @@ A `training.photo_store` folder (format "samfeat teacher") whose entries hold, f
     embedding  (256, 64, 64) float16    SAM's image embedding, where the teacher has one
     meta       JSON string              photo (file name), version (of the format), width, height, teacher, sources (K)
 
-The embedding covers the square of side max(W, H) whose top-left part is the photograph, as SAM pads it: see
-`embedding_at`. Pixels are those of the photograph turned as its EXIF tag says, which is how OpenCV reads it.
+The embedding covers the square of side S = max(W, H) whose top-left part is the photograph, as SAM pads it: pixel p
+is at (p + 0.5) * 64 / S - 0.5. Pixels are those of the photograph turned as its EXIF tag says, as OpenCV reads it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from training.photo_store import PhotoStore, StoreError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FORMAT = "samfeat teacher"
 
@@ -107,21 +103,3 @@ def compact(labels: np.ndarray) -> np.ndarray:
     number[0] = 0
     return number.astype(np.uint16)[labels]
 
-
-def embedding_at(embedding: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """SAM's embedding at positions in a photograph, for instance at those that a warped crop shows.
-
-    Args:
-        embedding: (B, 256, 64, 64), as stored.
-        points: (B, h, w, 2) x, y in pixels of the photograph.
-        image_size: (width, height) of the photograph.
-
-    Returns:
-        (B, 256, h, w), bilinear samples. The padding of SAM's square is left out by its geometry.
-    """
-    from training.losses import sample_map
-
-    side = max(image_size)
-    batch, height, width = points.shape[:3]
-    samples = sample_map(embedding, points.reshape(batch, -1, 2), (side, side))
-    return samples.transpose(1, 2).reshape(batch, -1, height, width)
