@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from samfeat_core.errors import WeightsError
+from samfeat_core.models import find_class
 
 # What trainers wrap a state_dict into, and what parallel or compiled modules put before each name.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -46,16 +47,30 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_into(model: nn.Module, path: str | Path) -> nn.Module:
+def load_network(name: str, path: str | Path) -> nn.Module:
+    """Build the network of that name in the variant that a weights file is of, and load the file.
+
+    Raises:
+        ValueError: unknown name. WeightsError: see `load_into`.
+    """
+    network_class = find_class(name)
+    state = load_state(path)
+    options = network_class.options_of(state) if hasattr(network_class, "options_of") else {}
+    return load_into(network_class(**options), path, state)
+
+
+def load_into(model: nn.Module, path: str | Path, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Load a weights file into a network, after checking that it is this network's; returns the network.
 
     Names pass through the model's `renames` (authors' prefix -> ours) where it has such a table. Tensors whose names
-    begin with one of the model's `optional_tensors` prefixes may be absent (heads that only training needs).
+    begin with one of the model's `optional_tensors` prefixes may be absent (heads that only training needs). `state`
+    spares reading a file that has been read.
 
     Raises:
         WeightsError: as `load_state`; or tensors are missing, unknown, of another shape, or not finite.
     """
-    state = _rename(load_state(path), getattr(model, "renames", {}))
+    table = getattr(model, "renames", {})
+    state = {rename(name, table): tensor for name, tensor in (state or load_state(path)).items()}
     expected = model.state_dict()
     optional = (*getattr(model, "optional_tensors", ()), *(n for n in expected if n.endswith("num_batches_tracked")))
     missing = [name for name in expected if name not in state and not name.startswith(optional)]
@@ -110,12 +125,11 @@ def _plain(name: str) -> str:
     return name
 
 
-def _rename(state: Mapping[str, Tensor], renames: Mapping[str, str]) -> dict[str, Tensor]:
-    """Replace the longest matching prefix of each name by the table."""
-    prefixes = sorted(renames, key=len, reverse=True)
-
-    def renamed(name: str) -> str:
-        prefix = next((p for p in prefixes if name == p or name.startswith(p + ".")), None)
-        return name if prefix is None else renames[prefix] + name[len(prefix) :]
-
-    return {renamed(name): tensor for name, tensor in state.items()}
+def rename(name: str, table: Mapping[str, str]) -> str:
+    """The name of a tensor with its longest dotted prefix that is in the table replaced."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:count])
+        if prefix in table:
+            return ".".join([table[prefix], *parts[count:]])
+    return name
