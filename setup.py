@@ -28,7 +28,7 @@ setup(
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
         (f"share/{NAME}/config", [*glob("config/*.yaml"), *glob("config/*.xml")]),
-        (f"share/{NAME}/rtabmap", glob("samfeat_ros/rtabmap/rtabmap_*.py")),
+        (f"share/{NAME}/rtabmap", glob("samfeat_ros/rtabmap/samfeat_*.py")),
     ],
     python_requires=">=3.10",
     # numpy and OpenCV come with ROS (rosdep); torch or openvino is chosen per robot, see README.

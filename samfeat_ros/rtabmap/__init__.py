@@ -1,0 +1,1 @@
+"""A Python file that rtabmap loads as external detector and matcher."""

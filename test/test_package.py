@@ -1,0 +1,128 @@
+"""What the ROS tools read: package.xml, setup.py, the profile, and what an install contains."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Every rosdep key of these names resolves on Humble, Jazzy and Kilted.
+KEYS = {
+    "rclpy", "sensor_msgs", "std_msgs", "std_srvs", "diagnostic_msgs", "lifecycle_msgs", "cv_bridge", "launch",
+    "launch_ros", "python3-opencv", "python3-numpy",
+}  # fmt: skip
+# Modules that ROS packages bring, by the key they come under.
+PROVIDES = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml"}
+# Not from rosdep: chosen per robot, or tools of a workstation (README).
+OPTIONAL = {
+    "torch",
+    "torchvision",
+    "openvino",
+    "safetensors",
+    "rosbags",
+    "typer",
+    "tqdm",
+    "matplotlib",
+    "mcap",
+    "poselib",
+} | {
+    "zstandard",
+    "apsw",
+    "lz4",  # come with rosbags
+}
+
+
+@pytest.fixture
+def setup_arguments(monkeypatch) -> dict:
+    """What setup.py hands to setuptools."""
+    setuptools = pytest.importorskip("setuptools")
+    seen: dict = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: seen.update(arguments))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    return seen
+
+
+def dependencies() -> set[str]:
+    package = ET.parse(ROOT / "package.xml").getroot()
+    return {element.text or "" for kind in ("depend", "exec_depend") for element in package.findall(kind)}
+
+
+def test_package_xml_is_format_3_of_ament_python():
+    package = ET.parse(ROOT / "package.xml").getroot()
+    assert package.get("format") == "3"
+    assert package.findtext("name") == "samfeat_ros"
+    assert package.findtext("license") == "Apache-2.0"
+    assert package.findtext("export/build_type") == "ament_python"
+    assert dependencies() >= KEYS
+    order = [element.tag for element in package]
+    assert order.index("name") < order.index("version") < order.index("description") < order.index("maintainer")
+
+
+def test_versions_and_licences_agree(setup_arguments):
+    package = ET.parse(ROOT / "package.xml").getroot()
+    assert setup_arguments["version"] == package.findtext("version")
+    assert setup_arguments["license"] == package.findtext("license")
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_every_import_of_the_robot_is_a_declared_dependency():
+    declared = dependencies()
+    for path in [*(ROOT / "samfeat_ros").rglob("*.py"), *(ROOT / "samfeat_core").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module or ""]
+            else:
+                continue
+            for module in (name.split(".")[0] for name in modules):
+                own = module in sys.stdlib_module_names or module in {"samfeat_core", "samfeat_ros"}
+                assert own or module in OPTIONAL or PROVIDES.get(module, module) in declared, f"{path}: {module}"
+
+
+def test_the_robot_gets_no_training(setup_arguments):
+    packages = setup_arguments["packages"]
+    assert {"samfeat_core", "samfeat_ros"} <= set(packages)
+    assert {name.split(".")[0] for name in packages} == {"samfeat_core", "samfeat_ros"}
+    for name in packages:
+        assert (ROOT / name.replace(".", "/") / "__init__.py").is_file()
+
+
+def test_share_files_are_installed(setup_arguments):
+    files = dict(setup_arguments["data_files"])
+    assert files["share/ament_index/resource_index/packages"] == ["resource/samfeat_ros"]
+    assert files["share/samfeat_ros"] == ["package.xml"]
+    assert "launch/samfeat.launch.py" in files["share/samfeat_ros/launch"]
+    assert {"config/samfeat.yaml", "config/fastdds_shm.xml"} <= set(files["share/samfeat_ros/config"])
+    assert "samfeat_ros/rtabmap/samfeat_rtabmap.py" in files["share/samfeat_ros/rtabmap"]
+    assert all((ROOT / path).is_file() for paths in files.values() for path in paths)
+
+
+def test_executables(setup_arguments):
+    scripts = setup_arguments["entry_points"]["console_scripts"]
+    names = {script.split(" = ")[0] for script in scripts}
+    assert names == {"samfeat_node", "sequence_to_bag", "demo", "evaluate_bag", "visual_odometry"}
+    for script in scripts:
+        assert re.fullmatch(r"\w+ = samfeat_ros\.\w+:main", script)
+    # colcon puts them where `ros2 run` and launch look
+    assert "install_scripts=$base/lib/samfeat_ros" in (ROOT / "setup.cfg").read_text()
+    assert setup_arguments["extras_require"]["test"] == ["pytest"]
+
+
+def test_shared_memory_profile():
+    text = re.sub(r' xmlns="[^"]+"', "", (ROOT / "config" / "fastdds_shm.xml").read_text(), count=1)
+    profile = ET.fromstring(text)
+    descriptor = next(d for d in profile.iter("transport_descriptor") if d.findtext("type") == "SHM")
+    assert int(descriptor.findtext("segment_size") or 0) >= 64 * 2**20
+    assert int(descriptor.findtext("maxMessageSize") or 0) >= 16 * 2**20
+    participant = next(profile.iter("participant"))
+    assert participant.get("is_default_profile") == "true"
+    used = {element.text for element in participant.iter("transport_id")}
+    assert used == {d.findtext("transport_id") for d in profile.iter("transport_descriptor")}
