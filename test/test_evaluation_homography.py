@@ -1,7 +1,7 @@
 """MMA, homography accuracy, repeatability against truths worked out by hand, on flat images that carry their number.
 
-An image is one grey value, its number; the extractor under test looks the number up and answers with prepared keypoints.
-So every error of every match is known exactly, whatever an image's size or format.
+An image is one grey value, its number; the extractor under test looks the number up and answers with prepared
+keypoints. So every error of every match is known exactly, whatever the size or format of an image.
 """
 
 import cv2
@@ -12,7 +12,7 @@ from samfeat_core.features import Features
 from training.evaluation import homography
 from training.evaluation.extractors import TimedExtractor, cut
 from training.evaluation.images import ImageStore, resize_map
-from training.evaluation.suites import Options, hpatches_suite, homography_suite
+from training.evaluation.suites import Options, homography_suite, hpatches_suite
 
 SHIFT = np.array([[1.0, 0, 5], [0, 1, -3], [0, 0, 1]])
 TILT = np.array([[1.05, 0.02, -12.0], [-0.03, 0.98, 7.0], [8e-5, -5e-5, 1]])
