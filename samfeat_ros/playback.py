@@ -344,7 +344,7 @@ class Playback:
 
     Attributes:
         answers: one `Answer` per image that `play` published, in order.
-        diagnostics: {status name: {key: value}} of the node, one per /diagnostics message, oldest first.
+        diagnostics: {key: value} of every /diagnostics message of the node (`samfeat_ros.diagnostics`), oldest first.
     """
 
     def __init__(
@@ -357,7 +357,7 @@ class Playback:
         self.process, self.image_type, self.listen = process, image_type, tuple(listen)
         self.on_message = on_message
         self.answers: list[Answer] = []
-        self.diagnostics: deque[dict[str, dict[str, str]]] = deque(maxlen=10_000)
+        self.diagnostics: deque[dict[str, str]] = deque(maxlen=10_000)
         self._open: dict[int, Answer] = {}  # by stamp, the answers that may still grow
         self._seen: set[str] = set()
 
@@ -423,9 +423,11 @@ class Playback:
             self.on_message(topic, message, answer)
 
     def _take_diagnostics(self, message: Any) -> None:
-        ours = [status for status in message.status if self.process.name in status.name]
-        if ours:
-            self.diagnostics.append({s.name: {pair.key: pair.value for pair in s.values} for s in ours})
+        from samfeat_ros.diagnostics import values_from_msg
+
+        values = values_from_msg(message, self.process.name)
+        if values is not None:
+            self.diagnostics.append(values)
 
     def spin(self, seconds: float) -> None:
         """Take in what comes for that long."""
@@ -436,8 +438,8 @@ class Playback:
     def wait_until_ready(self, first: Frame) -> None:
         """Wait until the node is active and has answered the first image on every topic that is listened to.
 
-        By then the engine for that image size is built and everybody has found everybody. What the node answered is
-        forgotten and its tracks are reset, so that `play` begins afresh.
+        By then the engine for that image size is built and everybody has found everybody. The node is then deactivated
+        and activated again, which sets its tracks and counters to zero, so that `play` begins afresh.
 
         Raises:
             PlaybackError: the node ended, or the process's timeout passed.
@@ -451,9 +453,28 @@ class Playback:
             missing = ", ".join(sorted(wanted - self._seen))
             what = f"answered no image on {missing}"
             self._wait_for(lambda: wanted <= self._seen, pause, what, must=pause >= until)
-        self.spin(0.5)  # answers to images that were still on their way
-        self.call("reset")
+        self._restart(until)
         self.diagnostics.clear()
+
+    def _restart(self, until: float) -> None:
+        from lifecycle_msgs.msg import Transition
+        from lifecycle_msgs.srv import ChangeState
+
+        def listening() -> bool:
+            return self._images.get_subscription_count() > 0
+
+        def change(transition: int) -> bool:
+            request = ChangeState.Request(transition=Transition(id=transition))
+            answer = self.call(ChangeState, "change_state", request)
+            return bool(answer and answer.success)
+
+        if not change(Transition.TRANSITION_DEACTIVATE):
+            raise PlaybackError(f"the node could not be deactivated: {self.process.last_error()}")
+        self._wait_for(lambda: not listening(), until, "keeps its subscription after deactivation")
+        if not change(Transition.TRANSITION_ACTIVATE):
+            raise PlaybackError(f"the node could not be activated: {self.process.last_error()}")
+        self._wait_for(listening, until, "does not subscribe to the images again")
+        self.spin(0.3)  # matching is known here a moment before it is known there
 
     def _wait_for(self, condition: Callable[[], bool], until: float, what: str, must: bool = True) -> None:
         while not condition():
@@ -465,17 +486,19 @@ class Playback:
                 raise PlaybackError(f"the node {what} {limit}; its last words: {self.process.last_error()}")
             self._executor.spin_once(timeout_sec=0.05)
 
-    def call(self, service: str, timeout: float = 5.0) -> bool:
-        """Call one of the node's std_srvs/Trigger services, `reset`. False = it is not there or refused."""
-        from std_srvs.srv import Trigger
-
-        client = self.node.create_client(Trigger, f"/{self.process.name}/{service}")
+    def call(self, kind: Any, service: str, request: Any, timeout: float = 10.0) -> Any | None:
+        """Call a service of the node by its name without the node's. None = it is not there or does not answer."""
+        client = self.node.create_client(kind, f"/{self.process.name}/{service}")
         try:
-            if not client.wait_for_service(timeout_sec=timeout):
-                return False
-            future = client.call_async(Trigger.Request())
-            self._executor.spin_until_future_complete(future, timeout_sec=timeout)
-            return bool(future.done() and future.result().success)
+            until = time.monotonic() + timeout
+            while not client.service_is_ready() and time.monotonic() < until:
+                self.process.check()
+                self._executor.spin_once(timeout_sec=0.05)
+            if not client.service_is_ready():
+                return None
+            future = client.call_async(request)
+            self._executor.spin_until_future_complete(future, timeout_sec=max(until - time.monotonic(), 0.1))
+            return future.result() if future.done() else None
         finally:
             self.node.destroy_client(client)
 
