@@ -1,0 +1,33 @@
+"""samfeat_core: what a learned feature is, and how one is computed.
+
+This package knows neither ROS nor training. Importing it imports numpy only: torch and the
+inference runtimes are loaded by the modules that build or run a network, when they do.
+"""
+
+from samfeat_core.errors import EngineError, SamfeatError, WeightsError
+from samfeat_core.features import Features, Matches
+
+__all__ = [
+    "EngineError",
+    "FeatureExtractor",
+    "Features",
+    "FrameTracker",
+    "Matches",
+    "SamfeatError",
+    "WeightsError",
+    "match_mutual",
+]
+
+_LAZY = {
+    "FeatureExtractor": "samfeat_core.extractor",
+    "FrameTracker": "samfeat_core.tracking",
+    "match_mutual": "samfeat_core.matching",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'samfeat_core' has no attribute {name!r}")

@@ -1,0 +1,82 @@
+"""The two typed objects that flow through the package: `Features` of a frame, `Matches` between two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Features:
+    """Keypoints and descriptors of one image, rows in order of descending score.
+
+    Attributes:
+        keypoints: (N, 2) float32, x right and y down in pixels of the image as received; the centre
+            of the top-left pixel is (0, 0).
+        scores: (N,) float32 in [0, 1].
+        descriptors: (N, D) float32 unit rows.
+        image_size: (width, height) of the image as received.
+        weights: (N,) float32 attention weight of each descriptor (SAMFeat's attention map), or None
+            where a model has none. Descriptors stay unit rows; `matchable` applies the weight.
+    """
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+    descriptors: np.ndarray
+    image_size: tuple[int, int]
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        if self.keypoints.shape != (count, 2) or len(self.descriptors) != count or self.descriptors.ndim != 2:
+            raise ValueError(
+                f"Features rows differ: keypoints {self.keypoints.shape}, scores {self.scores.shape}, "
+                f"descriptors {self.descriptors.shape}; expected (N, 2), (N,), (N, D)"
+            )
+        if self.weights is not None and self.weights.shape != (count,):
+            raise ValueError(f"Features.weights has shape {self.weights.shape}, expected ({count},)")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def matchable(self) -> np.ndarray:
+        """(N, D) float32 descriptors times their weights: what a matcher compares by dot product."""
+        return self.descriptors if self.weights is None else self.descriptors * self.weights[:, None]
+
+    @staticmethod
+    def empty(image_size: tuple[int, int], dim: int) -> Features:
+        """No features, for an image in which nothing was found."""
+        return Features(
+            np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, dim), np.float32), image_size
+        )
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Matches of the current frame to the previous one, with the identity of every current keypoint.
+
+    Attributes:
+        index: (M,) int64 rows into the current `Features`.
+        index_prev: (M,) int64 rows into the previous `Features`.
+        similarity: (M,) float32 dot product of the matched descriptors.
+        inlier: (M,) bool, agrees with the epipolar geometry of the frame pair.
+        track_ids: (N,) int64, one per row of the current `Features`.
+        restarted: tracks started anew with this frame, so there is nothing to match to.
+    """
+
+    index: np.ndarray
+    index_prev: np.ndarray
+    similarity: np.ndarray
+    inlier: np.ndarray
+    track_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    restarted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def inlier_ratio(self) -> float:
+        """Share of matches that are inliers; nan where there are no matches."""
+        return float(self.inlier.mean()) if len(self.inlier) else float("nan")

@@ -1,0 +1,80 @@
+"""The networks, and the one output contract that they share.
+
+`MODELS` describes each network without importing torch, so that a node whose engine is already built
+for another runtime knows all it needs; `build_network` imports the network's module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class DenseFeatures(NamedTuple):
+    """What every network answers for images (B, C, H, W) in [0, 1].
+
+    Attributes:
+        score: (B, 1, H, W) keypoint logits; their sigmoid is the score.
+        descriptors: (B, D, H/s, W/s), not normalised.
+        weight: (B, 1, H/s, W/s) positive descriptor weight, or None.
+        edge: (B, 1, h, w) edge logits, or None where the network has no such head or does not need it.
+        distill: (B, 256, H/8, W/8) feature that the teacher supervises, in training mode only.
+    """
+
+    score: Tensor
+    descriptors: Tensor
+    weight: Tensor | None = None
+    edge: Tensor | None = None
+    distill: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network's constants, known without building it.
+
+    Attributes:
+        channels: 1 (grey) or 3 (RGB) input channels.
+        stride_multiple: height and width of the network's input are multiples of this.
+        descriptor_dim: D.
+        nms_radius, threshold: defaults of detection; the threshold is on the sigmoid score.
+    """
+
+    name: str
+    class_path: str
+    channels: int
+    stride_multiple: int
+    descriptor_dim: int
+    nms_radius: int
+    threshold: float
+
+
+MODELS = {
+    spec.name: spec
+    for spec in (
+        ModelSpec("samfeat-nano", "samfeat_core.models.nano:SamfeatNano", 1, 32, 64, 2, 0.005),
+        ModelSpec("samfeat", "samfeat_core.models.samfeat:Samfeat", 3, 8, 128, 4, 0.0),
+        ModelSpec("scfeat", "samfeat_core.models.scfeat:Scfeat", 3, 16, 128, 4, 0.0),
+    )
+}
+
+
+def model_spec(name: str) -> ModelSpec:
+    """The spec of a model by name; ValueError lists the names there are."""
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def find_class(name: str) -> type[nn.Module]:
+    """The network class of that name (imports torch)."""
+    module, cls = model_spec(name).class_path.split(":")
+    return getattr(import_module(module), cls)
+
+
+def build_network(name: str, **options: object) -> nn.Module:
+    """The randomly initialised network of that name (imports torch)."""
+    return find_class(name)(**options)
