@@ -1,0 +1,218 @@
+"""SAMFeat's training as one task: which losses a batch of pairs is worth, each behind its own switch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samfeat_core.detection import detect, refine, sample
+from samfeat_core.models import DenseFeatures
+from training.losses import matching
+from training.pairs import PairBatch
+from training.pairs.photometric import Photometric
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of every loss; 0 switches it off."""
+
+    match: float = 1.0
+    repeat: float = 3.0
+    matchable: float = 1.0
+    reproject: float = 0.2
+    bootstrap: float = 1.0
+
+
+@dataclass(frozen=True)
+class FeatureTaskConfig:
+    """Numbers of the geometric losses.
+
+    Attributes:
+        points: correspondences per image for the descriptor loss, half of them at detected peaks.
+        scale: factor on cosine similarities before the softmax.
+        bootstrap_steps: steps during which corners of the structure tensor teach the detector.
+        nms_radius: of the peaks.
+    """
+
+    points: int = 512
+    scale: float = 20.0
+    bootstrap_steps: int = 500
+    nms_radius: int = 2
+    photometric: float = 1.0
+
+
+class FeatureTask(nn.Module):
+    """`forward(batch, step) -> dict of losses`, already weighted; their sum is the training loss."""
+
+    def __init__(self, network: nn.Module, config: FeatureTaskConfig, weights: LossWeights) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.weights = weights
+        self.photometric = Photometric(config.photometric)
+
+    def forward(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
+        count = len(batch)
+        images = torch.cat((batch.image0, batch.image1))
+        images = self.photometric(images).contiguous(memory_format=torch.channels_last)
+        first, second = split(plain_layout(self.network(images)), count)
+        with torch.autocast(images.device.type, enabled=False):  # losses stay in single precision
+            losses = self.descriptor_losses(first, second, batch)
+            losses |= self.detector_losses(first, second, batch, step)
+        return {name: getattr(self.weights, name) * value for name, value in losses.items()}
+
+    def descriptor_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
+        size = (batch.image0.shape[-1], batch.image0.shape[-2])
+        points0, valid = self.choose_points(first.score.detach().float(), batch.valid01)
+        points1 = matching.gather_pixels(batch.warp01, points0).nan_to_num(0)
+        descriptors0 = F.normalize(sample(first.descriptors.float(), points0, size), dim=-1)
+        descriptors1 = F.normalize(sample(second.descriptors.float(), points1, size), dim=-1)
+        return {"match": matching.dual_softmax(descriptors0, descriptors1, points0, valid, self.config.scale)}
+
+    def choose_points(self, score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, 2) whole pixels, half detected peaks and half anywhere, and (B, N) bool: has a counterpart."""
+        half = self.config.points // 2
+        peaks, _ = detect(score, valid, half, self.config.nms_radius)
+        extent = torch.tensor([score.shape[-1], score.shape[-2]], device=score.device)
+        anywhere = (torch.rand(len(score), half, 2, device=score.device) * extent).floor().minimum(extent - 1)
+        points = torch.cat((peaks, anywhere), 1)
+        return points, matching.gather_pixels(valid.permute(0, 2, 3, 1), points)[..., 0]
+
+    def detector_losses(
+        self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch, step: int
+    ) -> dict[str, Tensor]:
+        score0, score1 = first.score.float(), second.score.float()
+        if step < self.config.bootstrap_steps:
+            target = corner_consensus(batch)
+            return {"bootstrap": bootstrap_loss(score0, target, batch.valid01)}
+        offsets = tuple(tuple(torch.randint(matching.CELL, (2,)).tolist()) for _ in range(2))
+        losses = {"repeat": matching.expected_repeatability(score0, score1, batch.warp01, batch.warp10, offsets=offsets)}
+        losses["matchable"], losses["reproject"] = self.peak_losses(first, second, batch)
+        return losses
+
+    def peak_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Matchability and reprojection of the peaks that either view's detector finds."""
+        count, radius = self.config.points, self.config.nms_radius
+        size = (batch.image0.shape[-1], batch.image0.shape[-2])
+        score0, score1 = first.score.float(), second.score.float()
+        interior = torch.zeros_like(score0, dtype=torch.bool)
+        interior[..., 4:-4, 4:-4] = True
+        peaks0, _ = detect(score0.detach(), interior, count, radius)
+        peaks1, _ = detect(score1.detach(), interior, count, radius)
+        with torch.no_grad():
+            descriptors = [
+                F.normalize(sample(dense.descriptors.float(), peaks, size), dim=-1)
+                for dense, peaks in ((first, peaks0), (second, peaks1))
+            ]
+            similarity = descriptors[0] @ descriptors[1].transpose(1, 2)
+        warped0 = matching.gather_pixels(batch.warp01, peaks0)
+        warped1 = matching.gather_pixels(batch.warp10, peaks1)
+        found0 = nearest_peak(warped0, peaks1, similarity)
+        found1 = nearest_peak(warped1, peaks0, similarity.transpose(1, 2))
+        matchable = 0.5 * (
+            matching.matchability(self._logits(score0, peaks0), found0.distance, found0.matched, found0.visible)
+            + matching.matchability(self._logits(score1, peaks1), found1.distance, found1.matched, found1.visible)
+        )
+        refined0, _ = refine(score0, peaks0)
+        refined1, _ = refine(score1, peaks1)
+        carried = carry(batch.warp01, peaks0, refined0 - peaks0)
+        partner = refined1.gather(1, found0.index[..., None].expand(-1, -1, 2))
+        pair = found0.visible & (found0.distance < 3) & torch.isfinite(carried.points).all(-1)
+        return matchable, matching.reprojection(carried.points.nan_to_num(0), partner, pair, carried.scale)
+
+    @staticmethod
+    def _logits(score: Tensor, peaks: Tensor) -> Tensor:
+        return matching.gather_pixels(score.permute(0, 2, 3, 1), peaks)[..., 0]
+
+
+@dataclass(frozen=True)
+class Found:
+    """For each peak: its geometrically nearest peak in the other view."""
+
+    distance: Tensor  # (B, K) pixels
+    index: Tensor  # (B, K) row of that peak
+    matched: Tensor  # (B, K) bool, mutual nearest neighbour by descriptor as well
+    visible: Tensor  # (B, K) bool, has a true counterpart at all
+
+
+def nearest_peak(warped: Tensor, peaks: Tensor, similarity: Tensor) -> Found:
+    """The peak (B, K, 2) nearest to each warped position (B, K, 2; NaN = no counterpart)."""
+    visible = torch.isfinite(warped).all(-1)
+    distance, index = torch.cdist(warped.nan_to_num(-1e4), peaks).min(2)
+    best, back = similarity.argmax(2), similarity.argmax(1)
+    mutual = back.gather(1, best) == torch.arange(best.shape[1], device=best.device)
+    # A match counts as right when it is near the truth, whichever of two close peaks it took.
+    chosen = peaks.gather(1, best[..., None].expand(-1, -1, 2))
+    right = mutual & ((chosen - warped.nan_to_num(-1e4)).norm(dim=-1) < 3)
+    return Found(distance, index, right, visible)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Sub-pixel points carried through a dense warp, and its local magnification."""
+
+    points: Tensor  # (B, K, 2)
+    scale: Tensor  # (B, K)
+
+
+def carry(warp: Tensor, pixels: Tensor, offset: Tensor) -> Carried:
+    """Whole pixels + offset through the warp, linearised at the pixel (central differences); NaN outside."""
+    centre = matching.gather_pixels(warp, pixels)
+    limit = torch.tensor([warp.shape[2] - 1, warp.shape[1] - 1], device=warp.device, dtype=pixels.dtype)
+    slopes = []
+    for axis in (0, 1):
+        step = torch.zeros(2, device=warp.device)
+        step[axis] = 1
+        ahead = matching.gather_pixels(warp, (pixels + step).clamp(min=0).minimum(limit))
+        behind = matching.gather_pixels(warp, (pixels - step).clamp(min=0))
+        slopes.append((ahead - behind) / 2)
+    jacobian = torch.stack(slopes, -1).nan_to_num(0)  # (B, K, 2, 2); a NaN would reach every gradient
+    determinant = jacobian[..., 0, 0] * jacobian[..., 1, 1] - jacobian[..., 0, 1] * jacobian[..., 1, 0]
+    return Carried(centre + (jacobian @ offset[..., None])[..., 0], determinant.abs().sqrt())
+
+
+def corner_consensus(batch: PairBatch) -> Tensor:
+    """(B, 1, H, W): Shi-Tomasi corner response of image 0 averaged with that of image 1 where it is seen too."""
+    first, second = corner_response(batch.image0), corner_response(batch.image1)
+    other = matching.sample_warped(second, batch.warp01)
+    return torch.where(batch.valid01, (first + other) / 2, first)
+
+
+def corner_response(image: Tensor) -> Tensor:
+    """(B, 1, H, W): square root of the structure tensor's smaller eigenvalue, relative to the image's deviation."""
+    grey = image.mean(1, keepdim=True)
+    grey = grey / grey.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    xx, yy, xy = (matching.proximity(product, 1.0) for product in (dx * dx, dy * dy, dx * dy))
+    smaller = (xx + yy) / 2 - torch.sqrt(((xx - yy) / 2) ** 2 + xy**2 + 1e-12)
+    return smaller.clamp(min=0).sqrt()
+
+
+def bootstrap_loss(score: Tensor, response: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of the cell distribution to the strongest corner, and of its logit to "is a corner"."""
+    logits = F.pixel_unshuffle(score, matching.CELL)
+    corner = F.pixel_unshuffle(response, matching.CELL).amax(1)
+    best = F.pixel_unshuffle(response, matching.CELL).argmax(1)
+    textured = corner > 0.3
+    location = F.cross_entropy(logits, best, reduction="none")
+    presence = F.binary_cross_entropy_with_logits(logits.amax(1), textured.float(), reduction="none")
+    everywhere = torch.ones_like(textured)
+    return matching.masked_mean(location, textured) * 0.2 + matching.masked_mean(presence, everywhere)
+
+
+def plain_layout(dense: DenseFeatures) -> DenseFeatures:
+    """Channels-last is fast for convolutions and slow for everything that follows."""
+    return DenseFeatures(*(None if part is None else part.contiguous() for part in dense))
+
+
+def split(dense: DenseFeatures, count: int) -> tuple[DenseFeatures, DenseFeatures]:
+    """The answers for the first `count` images of a batch, and for the rest."""
+    return tuple(  # type: ignore[return-value]
+        DenseFeatures(*(None if part is None else part[half] for part in dense))
+        for half in (slice(0, count), slice(count, None))
+    )

@@ -1,0 +1,78 @@
+"""Training pairs: two views, and for every pixel of either where it is in the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class PairBatch:
+    """A batch of image pairs on the training device, with dense true correspondence.
+
+    Attributes:
+        image0, image1: (B, C, H, W) float32 in [0, 1].
+        warp01, warp10: (B, H, W, 2) float32; the pixel position (x, y) in the other image of every pixel
+            centre, NaN where it has no true counterpart (outside, occluded, depth unknown).
+        has_teacher: (B,) bool, image0 has teacher output.
+        groups0: (B, H, W) int64 semantic groups of image0, 0 = in no group; None where no image has any.
+        edges0: (B, 1, H, W) float32 teacher's edge map in {0, 1}; None likewise.
+        embedding0: (B, 256, H/8, W/8) float32 teacher's embedding in the frame of image0; None likewise.
+        keypoints0: (B, 1, H, W) float32 pseudo-labelled keypoints of image0 in {0, 1}; None where unlabelled.
+    """
+
+    image0: Tensor
+    image1: Tensor
+    warp01: Tensor
+    warp10: Tensor
+    has_teacher: Tensor
+    groups0: Tensor | None = None
+    edges0: Tensor | None = None
+    embedding0: Tensor | None = None
+    keypoints0: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image0)
+
+    @property
+    def valid01(self) -> Tensor:
+        """(B, 1, H, W) bool: pixels of image0 that have a counterpart in image1."""
+        return torch.isfinite(self.warp01).all(-1).unsqueeze(1)
+
+    @property
+    def valid10(self) -> Tensor:
+        """(B, 1, H, W) bool: pixels of image1 that have a counterpart in image0."""
+        return torch.isfinite(self.warp10).all(-1).unsqueeze(1)
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        values = (getattr(self, f.name) for f in fields(self))
+        return PairBatch(*(None if v is None else v.to(device, non_blocking=True) for v in values))
+
+
+def concatenate(batches: list[PairBatch]) -> PairBatch:
+    """One batch of several; a teacher map that only some have is filled with zeros for the others."""
+    if len(batches) == 1:
+        return batches[0]
+    joined = {}
+    for f in fields(PairBatch):
+        parts = [getattr(batch, f.name) for batch in batches]
+        like = next((part for part in parts if part is not None), None)
+        if like is None:
+            joined[f.name] = None
+            continue
+        joined[f.name] = torch.cat(
+            [like.new_zeros(len(b), *like.shape[1:]) if p is None else p for b, p in zip(batches, parts, strict=True)]
+        )
+    return PairBatch(**joined)
+
+
+def pixel_grid(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """(H, W, 2) float32 pixel centres (x, y)."""
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float32, device=device),
+        torch.arange(width, dtype=torch.float32, device=device),
+        indexing="ij",
+    )
+    return torch.stack((x, y), -1)

@@ -1,0 +1,199 @@
+"""Pairs from single photographs under random homographies, made on the training device.
+
+A view is a perspective crop of the photograph. The second view is the first one seen through a random
+homography P (rotation, scale, translation, perspective), so that the correspondence is exact:
+x1 = P^-1 x0, both ways for every pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.pairs import PairBatch, pixel_grid
+from training.pairs.photos import Photo, PhotoSource
+
+
+@dataclass(frozen=True)
+class HomographyConfig:
+    """Ranges of the random views.
+
+    Attributes:
+        min_crop: smallest share of the photograph's fitting extent that the first view covers.
+        rotation_deg: standard deviation of the rotation between the views.
+        scale: the scale between the views is in [1/scale, scale], log-uniform.
+        perspective: corners move by up to this share of the view's size.
+        translation: centre moves by up to this share of the view's size.
+    """
+
+    min_crop: float = 0.5
+    rotation_deg: float = 20.0
+    scale: float = 2.0
+    perspective: float = 0.15
+    translation: float = 0.15
+
+
+class HomographyPairs:
+    """Endless source of `PairBatch` from photographs.
+
+    Args:
+        photos: where photographs (and their teacher output, where there is any) come from.
+        size: (width, height) of the views.
+        device: where views are made.
+    """
+
+    def __init__(
+        self, photos: PhotoSource, size: tuple[int, int], device: torch.device | str, config: HomographyConfig
+    ) -> None:
+        self.photos = photos
+        self.width, self.height = size
+        self.device = torch.device(device)
+        self.config = config
+        self.grid = pixel_grid(self.height, self.width, self.device)
+
+    def sample(self, count: int) -> PairBatch:
+        """`count` pairs; randomness is torch's global generator, so a saved state resumes the sequence."""
+        photos = self.photos.draw(count)
+        sizes = torch.tensor([photo.size for photo in photos], dtype=torch.float32)
+        view0 = self._first_view(sizes)
+        between = self._between(count)
+        views = torch.stack((view0, view0 @ between)).to(self.device)  # view pixels -> photograph pixels
+        between = between.to(self.device)
+        warp10 = project(between, self.grid)
+        warp01 = project(torch.linalg.inv(between), self.grid)
+        coordinates = torch.stack([project(view, self.grid) for view in views])  # (2, B, H, W, 2)
+        images = torch.stack([self._render(photos, coordinates[side]) for side in (0, 1)])
+        inside = self._inside(coordinates, sizes.to(self.device))
+        warp01 = self._valid_only(warp01, inside[0], inside[1])
+        warp10 = self._valid_only(warp10, inside[1], inside[0])
+        batch = PairBatch(images[0], images[1], warp01, warp10, torch.tensor([p.has_teacher for p in photos]))
+        batch.has_teacher = batch.has_teacher.to(self.device)
+        self._add_teacher(batch, photos, coordinates[0], inside[0])
+        return batch
+
+    def _first_view(self, sizes: Tensor) -> Tensor:
+        """(B, 3, 3) similarity from view pixels to photograph pixels: a random, sometimes mirrored crop."""
+        count = len(sizes)
+        view = torch.tensor([self.width, self.height], dtype=torch.float32)
+        fit = (sizes / view).amin(1)
+        scale = fit * uniform(count, self.config.min_crop, 1.0)
+        room = (sizes - scale[:, None] * view).clamp(min=0)
+        corner = torch.rand(count, 2) * room
+        mirror = torch.rand(count) < 0.5
+        matrix = torch.zeros(count, 3, 3)
+        matrix[:, 0, 0] = torch.where(mirror, -scale, scale)
+        matrix[:, 1, 1] = scale
+        matrix[:, 0, 2] = corner[:, 0] + torch.where(mirror, scale * (self.width - 1), torch.zeros(count))
+        matrix[:, 1, 2] = corner[:, 1]
+        matrix[:, 2, 2] = 1
+        return matrix
+
+    def _between(self, count: int) -> Tensor:
+        """(B, 3, 3) random homography from the second view's pixels to the first one's."""
+        config = self.config
+        centre = torch.tensor([(self.width - 1) / 2, (self.height - 1) / 2])
+        extent = torch.tensor([self.width, self.height], dtype=torch.float32)
+        angle = torch.randn(count) * math.radians(config.rotation_deg)
+        scale = torch.exp(uniform(count, -1.0, 1.0) * math.log(config.scale))
+        cos, sin = scale * angle.cos(), scale * angle.sin()
+        matrix = torch.zeros(count, 3, 3)
+        matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 1, 0], matrix[:, 1, 1] = cos, -sin, sin, cos
+        matrix[:, :2, 2] = uniform((count, 2), -1.0, 1.0) * config.translation * extent
+        # The third row tilts the plane: at the view's edge the depth changes by up to `perspective`.
+        matrix[:, 2, :2] = uniform((count, 2), -1.0, 1.0) * config.perspective * 2 / extent
+        matrix[:, 2, 2] = 1
+        shift = torch.eye(3).repeat(2, 1, 1)
+        shift[0, :2, 2], shift[1, :2, 2] = centre, -centre
+        return shift[0] @ matrix @ shift[1]
+
+    def _render(self, photos: list[Photo], coordinates: Tensor) -> Tensor:
+        """(B, C, H, W) views sampled at photograph coordinates, from the pyramid level of their scale."""
+        views = []
+        for photo, at in zip(photos, coordinates, strict=True):
+            row, column = self.height // 2, self.width // 2
+            step = (at[row + 1, column + 1] - at[row, column]).norm() / math.sqrt(2)  # photograph pixels per view pixel
+            level = photo.level(float(step))
+            image = level[None].to(self.device).float() / 255
+            views.append(sample_at(image, at[None] * level.shape[-1] / photo.size[0], "bilinear"))
+        return torch.cat(views)
+
+    def _inside(self, coordinates: Tensor, sizes: Tensor) -> Tensor:
+        """(2, B, H, W) bool: the view's pixel lies on the photograph."""
+        limit = sizes[:, None, None] - 1
+        return ((coordinates >= 0) & (coordinates <= limit)).all(-1)
+
+    def _valid_only(self, warp: Tensor, inside: Tensor, inside_other: Tensor) -> Tensor:
+        """NaN where the pixel or its counterpart is outside the view or the photograph."""
+        limit = self.grid[-1, -1]
+        visible = ((warp >= 0) & (warp <= limit)).all(-1) & inside
+        nearest = warp.masked_fill(~visible[..., None], 0).round().long()
+        flat = nearest[..., 1] * self.width + nearest[..., 0]
+        visible &= inside_other.flatten(1).gather(1, flat.flatten(1)).view_as(visible)
+        return warp.masked_fill(~visible[..., None], float("nan"))
+
+    def _add_teacher(self, batch: PairBatch, photos: list[Photo], at: Tensor, inside: Tensor) -> None:
+        """Teacher maps and pseudo-labels of the first view, in its frame."""
+        if any(photo.groups is not None for photo in photos):
+            batch.groups0 = torch.cat([self._nearest(p, p.groups, a) for p, a in zip(photos, at, strict=True)])
+            batch.groups0 = batch.groups0.long() * inside
+            edges = torch.cat([self._nearest(p, p.edges, a) for p, a in zip(photos, at, strict=True)])
+            batch.edges0 = (edges.float() * inside)[:, None]
+        if any(photo.embedding is not None for photo in photos):
+            batch.embedding0 = torch.cat([self._embedding(p, a) for p, a in zip(photos, at, strict=True)])
+        if any(photo.keypoints is not None for photo in photos):
+            batch.keypoints0 = torch.stack(
+                [self._keypoint_map(p, a, torch.as_tensor(i)) for p, a, i in zip(photos, at, inside, strict=True)]
+            )
+
+    def _nearest(self, photo: Photo, plane: Tensor | None, at: Tensor) -> Tensor:
+        """(1, H, W) integer plane of the photograph at the view's pixels; zeros where it has none."""
+        if plane is None:
+            return torch.zeros(1, self.height, self.width, dtype=torch.int64, device=self.device)
+        x = at[..., 0].round().long().clamp(0, photo.size[0] - 1)
+        y = at[..., 1].round().long().clamp(0, photo.size[1] - 1)
+        return plane.to(self.device)[y, x].long()[None]
+
+    def _embedding(self, photo: Photo, at: Tensor) -> Tensor:
+        """(1, 256, H/8, W/8): the teacher's embedding; SAM pads the photograph to a square, top left."""
+        if photo.embedding is None:
+            return torch.zeros(1, 256, self.height // 8, self.width // 8, device=self.device)
+        embedding = photo.embedding.to(self.device).float()[None]
+        cells = F.avg_pool2d(at.permute(2, 0, 1)[None], 8).permute(0, 2, 3, 1)  # centres of the 8x8 cells
+        scale = embedding.shape[-1] / max(photo.size)
+        return sample_at(embedding, (cells + 0.5) * scale - 0.5, "bilinear")
+
+    def _keypoint_map(self, photo: Photo, at: Tensor, inside: Tensor) -> Tensor:
+        """(1, H, W) ones at the labelled keypoints; NaN throughout for a photograph without labels."""
+        plane = torch.full((self.height, self.width), float("nan"), device=self.device)
+        if photo.keypoints is not None:
+            plane.zero_()
+            # The view is a similarity of the photograph, so three of its pixels give the inverse map.
+            origin, dx, dy = at[0, 0], at[0, 1] - at[0, 0], at[1, 0] - at[0, 0]
+            offset = photo.keypoints.to(self.device) - origin
+            xy = (offset @ torch.linalg.inv(torch.stack((dx, dy)))).round().long()
+            x, y = xy[(xy >= 0).all(1) & (xy[:, 0] < self.width) & (xy[:, 1] < self.height)].unbind(1)
+            plane[y, x] = 1
+            plane[~inside] = float("nan")
+        return plane[None]
+
+
+def uniform(shape: int | tuple[int, ...], low: float, high: float) -> Tensor:
+    shape = (shape,) if isinstance(shape, int) else shape
+    return torch.rand(*shape) * (high - low) + low
+
+
+def project(matrices: Tensor, grid: Tensor) -> Tensor:
+    """(B, H, W, 2): the pixel grid (H, W, 2) through homographies (B, 3, 3)."""
+    homogeneous = torch.cat((grid, torch.ones_like(grid[..., :1])), -1).flatten(0, 1)
+    points = homogeneous @ matrices.transpose(1, 2)
+    return (points[..., :2] / points[..., 2:].clamp(min=1e-6)).view(-1, *grid.shape)
+
+
+def sample_at(image: Tensor, at: Tensor, mode: str) -> Tensor:
+    """Sample (B, C, h, w) at its own pixel positions (B, H, W, 2); the border is mirrored."""
+    size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=at.dtype, device=at.device)
+    return F.grid_sample(image, (at + 0.5) / size * 2 - 1, mode=mode, padding_mode="reflection", align_corners=False)

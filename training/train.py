@@ -1,0 +1,122 @@
+"""`python -m training.train --config config/train/samfeat_nano.yaml --output runs/nano`: train a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+import zlib
+
+from samfeat_core.models import build_network
+from training.config import DataConfig, TrainConfig, load_config
+from training.feature_task import FeatureTask
+from training.pairs import PairBatch, concatenate
+from training.pairs.homography import HomographyPairs
+from training.pairs.photometric import Photometric
+from training.pairs.photos import PhotoSource, load_photos
+from training.trainer import Trainer, start_distributed
+from training.validation import MatchingValidation
+
+
+class MixedSource:
+    """Batches of photographs under homographies, with a share of pairs that have true parallax."""
+
+    def __init__(self, photos: HomographyPairs | None, parallax: Any | None, share: float) -> None:
+        self.photos, self.parallax, self.share = photos, parallax, share
+
+    def sample(self, count: int) -> PairBatch:
+        from_parallax = 0 if self.parallax is None else count if self.photos is None else round(count * self.share)
+        batches = []
+        if self.photos is not None and count > from_parallax:
+            batches.append(self.photos.sample(count - from_parallax))
+        if self.parallax is not None and from_parallax:
+            batches.append(self.parallax.sample(from_parallax))
+        return concatenate(batches)
+
+    def state(self) -> Any:
+        return None if self.photos is None else self.photos.photos.state()
+
+    def restore(self, state: Any) -> None:
+        if self.photos is not None:
+            self.photos.photos.restore(state)
+
+
+def hold_out(photos: PhotoSource, share: float) -> tuple[PhotoSource, PhotoSource]:
+    """Training and validation photographs; which is which depends on the name alone."""
+    held = [photo for photo in photos.photos if zlib.crc32(photo.name.encode()) % 1000 < share * 1000]
+    names = {photo.name for photo in held}
+    return PhotoSource([p for p in photos.photos if p.name not in names], photos.skipped), PhotoSource(held)
+
+
+def validation_batches(photos: PhotoSource, data: DataConfig, device: torch.device, count: int = 48) -> list[PairBatch]:
+    """The same photometrically changed pairs every time."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(1234)
+        pairs = HomographyPairs(photos, data.size, device, data.homography)
+        change = Photometric()
+        batches = []
+        for _ in range(0, count, 8):
+            batch = pairs.sample(8)
+            batch.image0, batch.image1 = change(batch.image0), change(batch.image1)
+            batches.append(batch)
+    return batches
+
+
+def train(config: TrainConfig, output: Path, device: torch.device) -> float:
+    """Run one configuration; returns the best validation score."""
+    network = build_network(config.model)
+    channels: int = network.channels  # type: ignore[assignment]
+    everything = load_photos([Path(folder) for folder in config.data.photos], channels, config.data.long_side, device)
+    photos, held = hold_out(everything, config.data.validation)
+    validate = MatchingValidation(validation_batches(held, config.data, device))
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    torch.manual_seed(config.seed)
+    network = build_network(config.model)
+    torch.manual_seed(config.seed + 1000 * rank)
+    source = MixedSource(HomographyPairs(photos, config.data.size, device, config.data.homography), None, 0)
+    if rank == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    trainer = Trainer(
+        FeatureTask(network, config.task, config.losses),
+        source,
+        validate,
+        output,
+        batch=config.data.batch,
+        steps=config.steps,
+        optimizer=config.optimizer,
+        precision=config.precision,
+        validate_every=config.validate_every,
+        device=device,
+    )
+    return trainer.run()
+
+
+def main(
+    config: Path = typer.Option(..., help="YAML file of the run"),
+    output: Path = typer.Option(..., help="folder for weights, checkpoints and logs; an interrupted run there resumes"),
+    device: str = typer.Option("auto", help="auto, cuda or cpu"),
+    threads: int = typer.Option(0, help="CPU threads of this process, 0 = torch's choice"),
+    set_: list[str] = typer.Option([], "--set", help="override of a key, as data.batch=16"),
+) -> None:
+    """Train a network; start with torchrun for several processes."""
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        chosen = start_distributed(device)
+        best = train(load_config(config, set_), output, chosen)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    typer.echo(f"best validation score {best:.4f}; weights in {output / 'best.safetensors'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

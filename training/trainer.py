@@ -1,0 +1,240 @@
+"""The training loop that every network shares.
+
+A task answers `task(batch, step) -> dict of weighted losses` and has `.network`; a source answers
+`source.sample(count) -> batch`. The trainer owns precision, optimisation, averaging, checkpoints, logs and
+distribution. All randomness is torch's global generator, whose state is in the checkpoint: a resumed run
+continues to the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.config import OptimizerConfig
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHECKPOINT = "last.pt"
+BEST = "best.safetensors"
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def sample(self, count: int) -> Any: ...
+
+    def state(self) -> Any: ...
+
+    def restore(self, state: Any) -> None: ...
+
+
+class Trainer:
+    """Trains `task.network`; rank 0 validates, logs and writes checkpoints to `output`.
+
+    Args:
+        validate: network -> dict of scores; "score" selects the best checkpoint.
+        batch: pairs per step and process.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        source: Source,
+        validate: Callable[[nn.Module], dict[str, float]],
+        output: Path,
+        *,
+        batch: int,
+        steps: int,
+        optimizer: OptimizerConfig,
+        precision: str = "fp32",
+        validate_every: int = 500,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        self.device = torch.device(device)
+        self.task = task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = task.network  # type: ignore[assignment]
+        self.source, self.validate, self.output = source, validate, Path(output)
+        self.batch, self.steps, self.config, self.validate_every = batch, steps, optimizer, validate_every
+        self.dtype = PRECISIONS[precision]
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        # Losses come and go by schedule, so not every parameter has a gradient in every step.
+        self.model = DistributedDataParallel(task, find_unused_parameters=True) if dist.is_initialized() else task
+        parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        self.parameters = parameters
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=optimizer.lr, weight_decay=optimizer.weight_decay, fused=self.device.type == "cuda"
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")  # type: ignore[attr-defined]
+        self.average = AveragedModel(self.network, avg_fn=self._average, use_buffers=True)
+        self.step, self.best = 0, -math.inf
+        self.busy, self.waited = 0.0, 0.0
+
+    def _rate(self, step: int) -> float:
+        """Learning rate relative to `lr`: warm-up, then decay."""
+        if step < self.config.warmup:
+            return (step + 1) / self.config.warmup
+        start = self.config.warmup if self.config.cooldown is None else self.steps - self.config.cooldown
+        done = min(max(step - start, 0) / max(self.steps - start, 1), 1.0)
+        left = (1 + math.cos(math.pi * done)) / 2 if self.config.schedule == "cosine" else 1 - done
+        return self.config.final + (1 - self.config.final) * left
+
+    def _average(self, mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        """Exponential moving average that weighs new values more at first, so that it does not lag."""
+        if not mean.is_floating_point():
+            return new
+        return torch.lerp(mean, new, max(1 - self.config.ema, 9 / (10 + int(count))))
+
+    def run(self) -> float:
+        """Train to the last step, resuming from `output/last.pt` where it exists; returns the best score."""
+        self.resume()
+        writer = None
+        if self.rank == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
+            writer = SummaryWriter(str(self.output))
+        self.model.train()
+        progress = tqdm(range(self.step, self.steps), "training", self.steps, initial=self.step, disable=self.rank != 0)
+        for _ in progress:
+            losses = self.train_step()
+            if writer is not None and (self.step % 50 == 0 or self.step == 1):
+                self._log(writer, losses, progress)
+            if self.step % self.validate_every == 0 or self.step == self.steps:
+                self._validate_and_save(writer)
+        if writer is not None:
+            writer.close()
+        return self.best
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One optimisation step on one fresh batch."""
+        begin = time.perf_counter()
+        batch = self.source.sample(self.batch)
+        self.waited += time.perf_counter() - begin
+        autocast = torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext()
+        with autocast:
+            losses = self.model(batch, self.step)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        if torch.isfinite(norm):  # one bad batch must not end a long run
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.average.update_parameters(self.network)
+        self.step += 1
+        self.busy += time.perf_counter() - begin
+        return {**{name: loss.detach() for name, loss in losses.items()}, "total": total.detach(), "norm": norm}
+
+    def _log(self, writer: SummaryWriter, losses: dict[str, Tensor], progress: tqdm) -> None:
+        values = {name: float(value) for name, value in losses.items()}
+        for name, value in values.items():
+            writer.add_scalar(f"train/{name}", value, self.step)
+        writer.add_scalar("train/rate", self.schedule.get_last_lr()[0], self.step)
+        writer.add_scalar("train/data_share", self.waited / max(self.busy, 1e-9), self.step)
+        self.busy = self.waited = 0.0
+        progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+
+    def _validate_and_save(self, writer: SummaryWriter | None) -> None:
+        if self.rank == 0:
+            network = self.average.module
+            network.eval()
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                scores = self.validate(network)
+            network.train()
+            for name, value in scores.items():
+                writer.add_scalar(f"validation/{name}", value, self.step)  # type: ignore[union-attr]
+            tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+            with (self.output / "validation.jsonl").open("a") as file:
+                file.write(json.dumps({"step": self.step, **scores}) + "\n")
+            if scores["score"] > self.best:
+                self.best = scores["score"]
+                state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+                write_whole(self.output / BEST, lambda path: save_file(state, path))
+        if dist.is_initialized():
+            dist.barrier()
+        self.save()
+
+    def save(self) -> None:
+        """Everything that continuing needs; every rank has its own random state."""
+        random = {"cpu": torch.get_rng_state(), "source": self.source.state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        states: list[Any] = [random]
+        if dist.is_initialized():
+            states = [None] * dist.get_world_size()
+            dist.all_gather_object(states, random)
+        if self.rank != 0:
+            return
+        state = {
+            "network": self.task.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "random": states,
+        }
+        write_whole(self.output / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def resume(self) -> None:
+        """Load `output/last.pt` if it is there; ValueError names it when it is of another run."""
+        path = self.output / CHECKPOINT
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=False)
+            self.task.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.scaler.load_state_dict(state["scaler"])
+            random = state["random"][self.rank]
+        except (RuntimeError, KeyError, IndexError, EOFError, ValueError, OSError) as error:
+            raise ValueError(f"{path}: cannot resume from it ({str(error).splitlines()[0]})") from None
+        self.step, self.best = state["step"], state["best"]
+        torch.set_rng_state(random["cpu"])
+        self.source.restore(random["source"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self.device)
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside and rename, so that a kill or a full disk leaves the file that was there."""
+    beside = path.with_name(path.name + ".partial")
+    try:
+        write(beside)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(f"{path}: could not be written ({error})") from None
+    beside.replace(path)
+
+
+def start_distributed(device: str) -> torch.device:
+    """This process's device; joins the process group when started by torchrun."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+    return torch.device(device)

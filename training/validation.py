@@ -1,0 +1,62 @@
+"""Which checkpoint is best: matching accuracy on held-out pairs, with the detection that ships."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samfeat_core.detection import detect, refine, sample
+from training.losses.matching import gather_pixels
+from training.pairs import PairBatch
+
+
+class MatchingValidation:
+    """Mean matching accuracy of mutual nearest neighbours on fixed batches of pairs.
+
+    Args:
+        batches: photometrically changed already; the same in every validation.
+        keypoints: per image.
+    Returns from a call: {"mma1", "mma3", "matches", "score"}; the score is the mean of mma1 and mma3.
+    """
+
+    def __init__(self, batches: list[PairBatch], keypoints: int = 400, nms_radius: int = 2) -> None:
+        self.batches, self.keypoints, self.nms_radius = batches, keypoints, nms_radius
+
+    @torch.no_grad()
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        errors, shares = [], []
+        for batch in self.batches:
+            points0, descriptors0 = self._extract(network, batch.image0)
+            points1, descriptors1 = self._extract(network, batch.image1)
+            similarity = descriptors0 @ descriptors1.transpose(1, 2)
+            best, back = similarity.argmax(2), similarity.argmax(1)
+            mutual = back.gather(1, best) == torch.arange(best.shape[1], device=best.device)
+            truth = gather_pixels(batch.warp01, points0.round()) + (points0 - points0.round())
+            error = (points1.gather(1, best[..., None].expand(-1, -1, 2)) - truth).norm(dim=-1)
+            visible = torch.isfinite(truth).all(-1)
+            for row, keep in zip(error, mutual & visible, strict=True):
+                errors.append(row[keep])
+            shares.append(mutual.float().sum(1))
+        accuracy = {
+            f"mma{limit}": float(torch.stack([(e < limit).float().mean() if len(e) else e.new_zeros(()) for e in errors]).mean())
+            for limit in (1, 3)
+        }
+        return {
+            **accuracy,
+            "matches": float(torch.cat(shares).mean()),
+            "score": (accuracy["mma1"] + accuracy["mma3"]) / 2,
+        }
+
+    def _extract(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+        dense = network(image)
+        score = dense.score.float()
+        mask = torch.zeros_like(score)
+        mask[..., 4:-4, 4:-4] = 1
+        pixels, _ = detect(score, mask, self.keypoints, self.nms_radius)
+        points, _ = refine(score, pixels)
+        size = (image.shape[-1], image.shape[-2])
+        descriptors = F.normalize(sample(dense.descriptors.float(), points, size), dim=-1)
+        if dense.weight is not None:
+            descriptors = descriptors * sample(dense.weight.float(), points, size)
+        return points, descriptors
