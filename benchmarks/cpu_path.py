@@ -225,7 +225,8 @@ def main(
     }
     machine = report.machine()
     busy = f"; the machine was busy before (load {load:.1f}), so expect better" if load > 0.5 else ""
-    typer.echo(f"{width}x{height}, {max_keypoints} keypoints, {threads} threads, {machine['processor']}; p50 / p90{busy}")
+    size = f"{width}x{height}, {max_keypoints} keypoints"
+    typer.echo(f"{size}, {threads} threads, {machine['processor']}; p50 / p90{busy}")
     typer.echo(table(results))
     document = {"format": "samfeat-benchmark-cpu-path", "version": 1, "machine": machine, "settings": settings}
     output.write_text(json.dumps({**document, "results": results}, indent=1) + "\n")

@@ -10,7 +10,7 @@ Writes the table to the terminal, and report.json and mma_*.png to --output. Exi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -55,20 +55,18 @@ def _found_tasks(data: Path, options: Options) -> list[Task]:
     return tasks
 
 
-def run_tasks(tasks: Sequence[Task], extractors: dict[str, Extractor], earlier: Sequence[dict] = ()) -> list[dict]:
-    """Every extractor on every task, as entries of the report.
+def run_tasks(tasks: Sequence[Task], extractors: dict[str, Extractor], earlier: Sequence[dict] = ()) -> Iterator[dict]:
+    """Every extractor on every task, as entries of the report, each as soon as it is known.
 
     Foreign extractors (OpenCV's, ``module:function``) are taken from ``earlier`` results of the same protocol and
     number of pairs. Our own models are always measured: their weights change under the same name.
     """
     known = {_identity(result): result for result in earlier if _is_foreign(result["extractor"])}
-    results = []
     for task in tasks:
         for label, extractor in extractors.items():
             head = {"extractor": label, "suite": task.suite, "dataset": task.dataset, "protocol": task.protocol}
             found = known.get(_identity({**head, "pairs": len(task.pairs)}))
-            results.append({**found, "reused": True} if found else task.run(label, extractor, _bar(label, task)))
-    return results
+            yield {**found, "reused": True} if found else task.run(label, extractor, _bar(label, task))
 
 
 def _bar(label: str, task: Task):
@@ -100,11 +98,9 @@ def parse_weights(entries: Sequence[str]) -> dict[str, str]:
     return {name: file for name, _, file in pairs}
 
 
-def write_report(output: Path, results: Sequence[dict], settings: dict) -> list[Path]:
-    """report.json, and one mma_DATASET.png for each homography data set. Returns the paths."""
-    output.mkdir(parents=True, exist_ok=True)
-    report.write_json(output / "report.json", results, settings)
-    written = [output / "report.json"]
+def write_curves(output: Path, results: Sequence[dict]) -> list[Path]:
+    """One mma_DATASET.png for each homography data set. Returns the paths."""
+    written = []
     curves = [result for result in results if result["kind"] == "homography"]
     for dataset in dict.fromkeys(result["dataset"] for result in curves):
         path = output / f"mma_{dataset}.png"
@@ -153,10 +149,14 @@ def main(
         if not names:
             raise ValueError("nothing to evaluate: no weights are shipped and no --extractor is given")
         extractors = {name: resolve(name, max_keypoints, device, engine, overrides.get(name)) for name in names}
-        results = run_tasks(tasks, extractors, earlier)
         settings = {"max_keypoints": max_keypoints, "device": device, "engine": engine}
+        output.mkdir(parents=True, exist_ok=True)
+        results: list[dict] = []
+        for result in run_tasks(tasks, extractors, earlier):
+            results.append(result)  # written at once: a run cut short can be taken up with --reuse
+            report.write_json(output / "report.json", results, settings)
         typer.echo(report.table(results))
-        for path in write_report(output, results, settings):
+        for path in [output / "report.json", *write_curves(output, results)]:
             typer.echo(f"wrote {path}")
     except (ValueError, OSError, SamfeatError) as error:
         typer.echo(f"evaluate: {error}", err=True)
