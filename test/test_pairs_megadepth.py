@@ -1,0 +1,129 @@
+"""MegaDepth's published layouts, made in miniature out of a rendered scene."""
+
+import pickle
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from training.pairs.megadepth import MegaDepthPairs, SceneInfo, app, read_depth
+from training.pairs.stored import StoredPairs
+from training.scenes import SCENES, fly_through, load_textures, pinhole
+
+FRAMES = 6
+SIZES = [(160, 120), (120, 160)]  # portrait and landscape, as photographs are
+ARCHIVE = "phoenix/S6/zl548/MegaDepth_v1/0007/dense0"
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    scene = SCENES["planes"](np.random.default_rng(1), load_textures("skimage"))
+    poses = fly_through(scene, np.random.default_rng(1), FRAMES, rate_hz=2, speed=0.5)
+    matrices = [pinhole(SIZES[i % 2], 70) for i in range(FRAMES)]
+    return [(scene.render(matrices[i], SIZES[i % 2], pose), matrices[i], pose) for i, pose in enumerate(poses)]
+
+
+def write_scene(root: Path, rendered, layout: str) -> Path:
+    """Images and depths below root, scene information in root/scene_info; layout d2net or loftr."""
+    images = root / ("Undistorted_SfM/0007/images" if layout == "d2net" else f"{ARCHIVE}/imgs")
+    depths, infos = root / ARCHIVE / "depths", root / "scene_info"
+    for folder in (images, depths, infos):
+        folder.mkdir(parents=True)
+    for index, (view, _, _) in enumerate(rendered):
+        cv2.imwrite(str(images / f"{index}.jpg"), view.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        with h5py.File(depths / f"{index}.h5", "w") as file:
+            file["depth"] = view.depth
+    info = {
+        # both index files name the images by D2-Net's undistorted folder; a reconstruction has holes
+        "image_paths": np.array([f"Undistorted_SfM/0007/images/{i}.jpg" for i in range(FRAMES)] + [None], object),
+        "depth_paths": np.array([f"{ARCHIVE}/depths/{i}.h5" for i in range(FRAMES)] + [None], object),
+        "intrinsics": np.array([m for _, m, _ in rendered] + [None], object),
+        "poses": np.array([np.linalg.inv(pose) for _, _, pose in rendered] + [None], object),
+    }
+    if layout == "d2net":
+        overlap = np.full((FRAMES + 1, FRAMES + 1), 0.5)
+        overlap[0] = 0.95
+        np.savez(infos / "0007.0.npz", overlap_matrix=overlap, scale_ratio_matrix=np.ones_like(overlap), **info)
+    else:
+        info["pair_infos"] = [((i, i + 1), 0.5, None) for i in range(FRAMES - 1)] + [((0, 5), 0.05, None)]
+        with (infos / "0007_0.1_0.3.npz").open("wb") as file:
+            pickle.dump(info, file)
+    return root
+
+
+@pytest.fixture(params=["d2net", "loftr"])
+def root(request, tmp_path, rendered) -> Path:
+    return write_scene(tmp_path, rendered, request.param)
+
+
+def test_pairs_agree_with_their_images(root):
+    pairs = MegaDepthPairs(root, root / "scene_info", (96, 96))
+    assert len(pairs) >= 5
+    for index in range(len(pairs)):
+        pair = pairs[index]
+        assert pair["image0"].shape == (96, 96, 3)
+        grey0, grey1 = (cv2.cvtColor(pair[key], cv2.COLOR_RGB2GRAY).astype(np.float32) for key in ("image0", "image1"))
+
+        def error(shift, warp=pair["warp01"], grey0=grey0, grey1=grey1):
+            seen = np.isfinite(warp[..., 0])
+            sampled = cv2.remap(grey1, *np.nan_to_num(warp + shift, nan=-9).transpose(2, 0, 1), cv2.INTER_LINEAR)
+            return np.abs(sampled - grey0)[seen].mean()
+
+        assert error(np.float32(0)) < 0.75 * error(np.float32(2))
+    np.testing.assert_array_equal(pairs[2]["warp01"], MegaDepthPairs(root, root / "scene_info", (96, 96))[2]["warp01"])
+
+
+def test_the_overlap_bounds_choose_the_pairs(tmp_path, rendered):
+    d2net = write_scene(tmp_path / "a", rendered, "d2net")
+    (info,) = (d2net / "scene_info").glob("*.npz")
+    scene = SceneInfo.read(info, (0.1, 0.9))
+    assert len(scene.pairs) == (FRAMES - 1) ** 2  # row 0 overlaps too much, frame 6 has no image
+    assert len(SceneInfo.read(info, (0.9, 1.0)).pairs) == FRAMES - 1
+    assert not len(SceneInfo.read(info, (0.1, 0.9), max_scale_ratio=0.5).pairs)
+    loftr = write_scene(tmp_path / "b", rendered, "loftr")
+    (info,) = (loftr / "scene_info").glob("*.npz")
+    assert SceneInfo.read(info, (0.1, 0.9)).pairs.tolist() == [[i, i + 1] for i in range(FRAMES - 1)]
+    with pytest.raises(ValueError, match="no pair with an overlap"):
+        MegaDepthPairs(loftr, info, overlap=(0.95, 1.0))
+
+
+def test_large_scenes_do_not_outweigh(root):
+    assert len(MegaDepthPairs(root, root / "scene_info", pairs_per_scene=3)) == 3
+
+
+def test_a_bad_photograph_is_listed_and_skipped(root):
+    (image,) = list(root.rglob("2.jpg"))
+    image.write_bytes(b"not a picture")
+    (root / ARCHIVE / "depths" / "4.h5").write_bytes(b"not a depth map")
+    pairs = MegaDepthPairs(root, root / "scene_info", (64, 64))
+    assert all(pairs[index]["image0"].shape == (64, 64, 3) for index in range(len(pairs)))
+    assert sorted(line.split(":")[0].rsplit("/", 1)[1] for line in pairs.skipped) == ["2.jpg", "4.h5"]
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no scene information"):
+        MegaDepthPairs(tmp_path, tmp_path)
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="junk.npz"):
+        MegaDepthPairs(tmp_path, tmp_path)
+    np.savez(tmp_path / "junk.npz", image_paths=np.array(["a"]))
+    with pytest.raises(ValueError, match="depth_paths, intrinsics, poses"):
+        MegaDepthPairs(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="no such file"):
+        read_depth(tmp_path / "none.h5")
+    with h5py.File(tmp_path / "flat.h5", "w") as file:
+        file["depth"] = np.zeros(5)
+    with pytest.raises(ValueError, match="two dimensions"):
+        read_depth(tmp_path / "flat.h5")
+
+
+def test_the_command_fills_a_cache(root, tmp_path):
+    arguments = ["--root", str(root), "--scene-info", str(root / "scene_info"), "--output", str(tmp_path / "cache")]
+    result = CliRunner().invoke(app, [*arguments, "--pairs", "2", "--width", "64", "--height", "48"])
+    assert result.exit_code == 0, result.output
+    assert StoredPairs(tmp_path / "cache")[0]["image1"].shape == (48, 64, 3)
+    result = CliRunner().invoke(app, ["--root", str(root), "--scene-info", "/none", "--output", str(tmp_path / "x")])
+    assert result.exit_code == 1 and "/none" in result.output
