@@ -20,7 +20,7 @@ from tqdm import tqdm
 from samfeat_core.errors import SamfeatError
 from training.evaluation import report
 from training.evaluation.extractors import resolve
-from training.evaluation.suites import SUITES, Options, Task
+from training.evaluation.suites import FOLDERS, SUITES, Options, Task, find_folder
 from training.peers import PEERS, Extractor
 
 WEIGHTS = Path(__file__).parents[1] / "samfeat_core" / "weights"
@@ -30,29 +30,14 @@ def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[T
     """The data sets of the suites; of ``all``, those under ``data``. Raises ValueError naming what is missing."""
     if not data.is_dir():
         raise ValueError(f"{data}: no such folder (--data)")
-    tasks: list[Task] = []
-    for suite in suites:
-        if suite == "all":
-            tasks += _found_tasks(data, options)
-        elif suite in SUITES:
-            tasks += SUITES[suite](data, options)
-        else:
-            raise ValueError(f"--suite {suite}: unknown; expected one of {', '.join([*SUITES, 'all'])}")
-    return tasks
-
-
-def _found_tasks(data: Path, options: Options) -> list[Task]:
-    tasks, missing = [], []
-    for name, suite in SUITES.items():
-        try:
-            tasks += suite(data, options)
-        except ValueError as error:
-            missing.append(f"suite {name} left out: {error}")
-    if not tasks:
-        raise ValueError("\n".join(missing))
-    for line in missing:
-        typer.echo(line, err=True)
-    return tasks
+    unknown = [suite for suite in suites if suite not in (*SUITES, "all")]
+    if unknown:
+        raise ValueError(f"--suite {unknown[0]}: unknown; expected one of {', '.join([*SUITES, 'all'])}")
+    found = [suite for suite in SUITES if find_folder(data, suite).is_dir()]
+    if "all" in suites and not found:
+        raise ValueError(f"{data}: none of the folders {', '.join(names[0] for names in FOLDERS.values())}")
+    chosen = [name for suite in suites for name in (found if suite == "all" else [suite])]
+    return [task for name in dict.fromkeys(chosen) for task in SUITES[name](data, options)]
 
 
 def run_tasks(tasks: Sequence[Task], extractors: dict[str, Extractor], earlier: Sequence[dict] = ()) -> Iterator[dict]:

@@ -1,4 +1,12 @@
-"""Which data a suite reads, where it lies under --data, and at which settings its protocol runs."""
+"""Which data a suite reads, where it lies under --data, and at which settings its protocol runs.
+
+    DATA/homography/SCENE/{1.jpg, 2.jpg, H_1_2, ...}        suite homography: HPatches' layout, at most 640 px long
+    DATA/sequences/NAME/{image/, poses.txt, calib.txt}      suite pose: posed sequences, native size
+    DATA/hpatches/{i_*, v_*}/{1.ppm .. 6.ppm, H_1_2 ..}     suite hpatches, or DATA/hpatches-sequences-release
+    DATA/megadepth1500/                                     a pair list and its images (`pairlists`), 1600 px long;
+                                                            or DATA/megadepth_test_1500
+    DATA/scannet1500/                                       the same at 640x480; or DATA/scannet_test_1500
+"""
 
 from __future__ import annotations
 
@@ -55,12 +63,12 @@ class Task:
 
 def homography_suite(data: Path, options: Options) -> list[Task]:
     """DATA/homography, at most 640 px long."""
-    return [_homography_task("homography", data / "homography", options, options.long_side or 640)]
+    return [_homography_task("homography", find_folder(data, "homography"), options, options.long_side or 640)]
 
 
 def hpatches_suite(data: Path, options: Options) -> list[Task]:
-    """DATA/hpatches (or DATA/hpatches-sequences-release), native size, 108 of the 116 scenes (D2-Net's choice)."""
-    folder = _first_existing(data, "hpatches", "hpatches-sequences-release")
+    """DATA/hpatches, native size, 108 of the 116 scenes (D2-Net's choice)."""
+    folder = find_folder(data, "hpatches")
     task = _homography_task(
         "hpatches", folder, options, options.long_side, homography.UNRELIABLE_SCENES, HPATCHES_PARTS
     )
@@ -86,7 +94,7 @@ def _homography_task(
 
 def pose_suite(data: Path, options: Options) -> list[Task]:
     """Every posed sequence in DATA/sequences, native size."""
-    root = data / "sequences"
+    root = find_folder(data, "pose")
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if not folders:
         raise ValueError(f"{root}: no posed sequences (folders with image/, poses.txt, calib.txt)")
@@ -120,23 +128,34 @@ def _pose_task(
 
 
 def megadepth_suite(data: Path, options: Options) -> list[Task]:
-    """DATA/megadepth1500 (or megadepth_test_1500), at most 1600 px long."""
-    folder = _first_existing(data, "megadepth1500", "megadepth_test_1500")
+    """DATA/megadepth1500, at most 1600 px long."""
+    folder = find_folder(data, "megadepth1500")
     pairs, name = pairlists.read_list(folder)
     images = ImageStore(options.long_side or 1600)
     return [_pose_task("megadepth1500", folder.name, pairs, images, options, list=name)]
 
 
 def scannet_suite(data: Path, options: Options) -> list[Task]:
-    """DATA/scannet1500 (or scannet_test_1500), images brought to 640x480."""
-    folder = _first_existing(data, "scannet1500", "scannet_test_1500")
+    """DATA/scannet1500, images brought to 640x480."""
+    folder = find_folder(data, "scannet1500")
     pairs, name = pairlists.read_list(folder)
     images = ImageStore(options.long_side, size=None if options.long_side else pairlists.SCANNET_SIZE)
     return [_pose_task("scannet1500", folder.name, pairs, images, options, size=images.size, list=name)]
 
 
-def _first_existing(data: Path, *names: str) -> Path:
-    return next((data / name for name in names if (data / name).is_dir()), data / names[0])
+FOLDERS = {
+    "homography": ("homography",),
+    "pose": ("sequences",),
+    "hpatches": ("hpatches", "hpatches-sequences-release"),
+    "megadepth1500": ("megadepth1500", "megadepth_test_1500"),
+    "scannet1500": ("scannet1500", "scannet_test_1500"),
+}
+
+
+def find_folder(data: Path, suite: str) -> Path:
+    """Where the suite's data lies: the first of its folders that is there, else the first name."""
+    folders = [data / name for name in FOLDERS[suite]]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 SUITES: dict[str, Callable[[Path, Options], list[Task]]] = {
