@@ -1,0 +1,455 @@
+"""Plain monocular visual odometry from tracked points: an example back-end, and the judge in `evaluate_bag`.
+
+It knows cameras and tracks, no ROS. A first motion comes from the essential matrix; every further pose from points that
+are triangulated along their tracks (perspective-n-point), and the last few keyframes are adjusted together with their
+points (bundle adjustment in a sliding window). There is no loop closure and no map. One camera cannot see scale:
+lengths are in units of the first motion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from samfeat_core.geometry import Camera
+
+INITIALIZING, TRACKING, LOST = "initializing", "tracking", "lost"
+_MIN_POINTS = 12  # fewer agreeing points are no pose
+_MIN_COMMON = 30  # tracks needed for the first motion
+_ADJUSTED_POINTS = 300  # per adjustment: more points cost time and gain little
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Rigid motion of world points into the camera: x_camera = rotation @ x_world + translation."""
+
+    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
+    translation: np.ndarray = field(default_factory=lambda: np.zeros(3))
+
+    @property
+    def center(self) -> np.ndarray:
+        """(3,) position of the camera in the world."""
+        return -self.rotation.T @ self.translation
+
+    @property
+    def camera_to_world(self) -> np.ndarray:
+        """(4, 4) pose of the camera in the world."""
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = self.rotation.T, self.center
+        return matrix
+
+    def apply(self, points: np.ndarray) -> np.ndarray:
+        """World points (N, 3) in the camera frame."""
+        return points @ self.rotation.T + self.translation
+
+    def after(self, first: Pose) -> Pose:
+        """This motion applied after `first`."""
+        return Pose(self.rotation @ first.rotation, self.rotation @ first.translation + self.translation)
+
+    def inverse(self) -> Pose:
+        return Pose(self.rotation.T, self.center)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a frame gave.
+
+    status: "initializing" (no pose yet), "tracking", or "lost" (the pose is a guess by constant motion).
+    pose: of this frame, None while initializing. inliers: points that agree with it.
+    """
+
+    status: str
+    pose: Pose | None
+    inliers: int
+
+
+def relative_pose(rays_prev: np.ndarray, rays: np.ndarray, threshold: float) -> tuple[Pose, np.ndarray] | None:
+    """Motion between two views of one camera by the essential matrix (OpenCV's USAC MAGSAC).
+
+    Args:
+        rays_prev, rays: (N, 2) normalised undistorted points of the same scene points in two frames.
+        threshold: largest epipolar distance in normalised units (pixels / focal length).
+
+    Returns:
+        the motion from the first to the second camera, translation of unit length, and the inliers (N,) bool;
+        None when there are fewer than 8 points or no motion explains them.
+    """
+    if len(rays) < 8:
+        return None
+    a, b = np.ascontiguousarray(rays_prev, np.float64), np.ascontiguousarray(rays, np.float64)
+    try:
+        essential, mask = cv2.findEssentialMat(a, b, np.eye(3), cv2.USAC_MAGSAC, 0.9999, threshold)
+    except cv2.error:
+        return None
+    if essential is None or essential.shape != (3, 3) or mask is None:
+        return None
+    inlier = mask.ravel().astype(bool)
+    first, second, direction = cv2.decomposeEssentialMat(essential)
+    candidates = [Pose(r, sign * direction.ravel()) for r in (first, second) for sign in (1.0, -1.0)]
+    in_front = [_in_front_of_both(pose, a[inlier], b[inlier]) for pose in candidates]
+    best = int(np.argmax([mask.sum() for mask in in_front]))
+    if in_front[best].sum() < 8:
+        return None
+    inlier[inlier] = in_front[best]
+    return candidates[best], inlier
+
+
+def triangulate(pose_a: Pose, pose_b: Pose, rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
+    """World points (N, 3) seen at normalised rays (N, 2) of two cameras; the linear two-view solution."""
+    if not len(rays_a):
+        return np.zeros((0, 3))
+    first, second = (np.column_stack([pose.rotation, pose.translation]) for pose in (pose_a, pose_b))
+    homogeneous = cv2.triangulatePoints(first, second, rays_a.T.astype(np.float64), rays_b.T.astype(np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (homogeneous[:3] / homogeneous[3]).T
+
+
+def _in_front_of_both(pose: Pose, rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
+    points = triangulate(Pose(), pose, rays_a, rays_b)
+    return (points[:, 2] > 0) & (pose.apply(points)[:, 2] > 0)
+
+
+class MonocularOdometry:
+    """Camera poses from the tracks of one camera, frame by frame.
+
+    Args:
+        camera: intrinsics.
+        threshold_px: largest reprojection error of an inlier in pixels.
+        min_parallax_deg: angle between two views of a point from which on it is triangulated.
+        window: keyframes that are adjusted together.
+
+    Attributes:
+        pose: of the last frame that has one, None before the first motion is known.
+    """
+
+    def __init__(
+        self, camera: Camera, threshold_px: float = 1.5, min_parallax_deg: float = 1.0, window: int = 8
+    ) -> None:
+        self.camera = camera
+        self.threshold = threshold_px / camera.focal
+        self.min_parallax = np.radians(min_parallax_deg)
+        self.window = window
+        self.pose: Pose | None = None
+        self._step = Pose()  # motion of the last frame, in the camera
+        self._stamp_ns: int | None = None
+        self._start()
+
+    def reset(self) -> None:
+        """Tracks have restarted: the next frames find a first motion again, and go on from the last pose."""
+        self._start()
+
+    def _start(self) -> None:
+        """Forget all tracks. Slots are the keyframes of the window; the last slot is always the newest frame."""
+        self._slots = [self.pose or Pose()]
+        self._ids = np.zeros(0, np.int64)
+        self._seen = np.zeros((0, 1, 2))  # (tracks, slots, 2) rays, NaN where a track was not seen
+        self._points = np.zeros((0, 3))  # world points, NaN where not triangulated
+        self._bootstrapped = False
+        self._age = 0
+
+    def update(
+        self,
+        ids: np.ndarray,
+        points_prev: np.ndarray,
+        points: np.ndarray,
+        stamp_ns: int | None = None,
+        stamp_prev_ns: int | None = None,
+    ) -> Update:
+        """Take in the matches of a frame to the one before.
+
+        Args:
+            ids: (M,) track ids; of an id given twice the first row counts.
+            points_prev, points: (M, 2) pixels in the previous frame and in this one.
+            stamp_ns, stamp_prev_ns: times of the two frames. Where the previous one is not the frame of the last
+                update (a message was lost), tracks go on by their ids and `points_prev` is not used.
+        """
+        contiguous = stamp_prev_ns is None or self._stamp_ns is None or stamp_prev_ns == self._stamp_ns
+        self._stamp_ns = stamp_ns
+        rays_prev, rays = self.camera.normalize(points_prev), self.camera.normalize(points)
+        usable = np.isfinite(rays).all(axis=1) & np.isfinite(rays_prev).all(axis=1)
+        ids, first = np.unique(np.asarray(ids, np.int64)[usable], return_index=True)
+        rays_prev, rays = rays_prev[usable][first], rays[usable][first]
+        self._carry_over(ids, rays_prev if contiguous else None)
+        self._age += 1
+        return self._track(rays) if self._bootstrapped else self._bootstrap(rays)
+
+    def _carry_over(self, ids: np.ndarray, rays_prev: np.ndarray | None) -> None:
+        """Bring the state's rows into the order of this frame's ids; tracks that ended are dropped."""
+        seen = np.full((len(ids), len(self._slots), 2), np.nan)
+        points = np.full((len(ids), 3), np.nan)
+        _, new, old = np.intersect1d(ids, self._ids, assume_unique=True, return_indices=True)
+        seen[new], points[new] = self._seen[old], self._points[old]
+        if rays_prev is not None:
+            fresh = ~np.isin(np.arange(len(ids)), new)
+            seen[fresh, -1] = rays_prev[fresh]
+        self._ids, self._seen, self._points = ids, seen, points
+
+    # ---- the first motion ----
+
+    def _bootstrap(self, rays: np.ndarray) -> Update:
+        """First motion between the oldest slot and this frame, as soon as there is parallax."""
+        common = np.isfinite(self._seen[:, 0, 0])
+        if common.sum() < _MIN_COMMON:
+            return self._bootstrap_again(rays)
+        found = relative_pose(self._seen[common, 0], rays[common], self.threshold)
+        if found is not None and (update := self._accept_motion(rays, np.flatnonzero(common), *found)):
+            return update
+        if len(self._slots) == 1:  # the frame between the oldest and the newest is not kept
+            self._append(rays, self._slots[0])
+        else:
+            self._seen[:, -1] = rays
+        return self._no_pose()
+
+    def _bootstrap_again(self, rays: np.ndarray) -> Update:
+        """Too few tracks reach back to the oldest slot: this frame becomes the oldest."""
+        self._slots = self._slots[:1]
+        self._seen = rays[:, None].copy()
+        self._age = 0
+        return self._no_pose()
+
+    def _no_pose(self) -> Update:
+        return Update(LOST if self.pose else INITIALIZING, self.pose, 0)
+
+    def _accept_motion(self, rays: np.ndarray, rows: np.ndarray, motion: Pose, inlier: np.ndarray) -> Update | None:
+        rows = rows[inlier]
+        points = triangulate(Pose(), motion, self._seen[rows, 0], rays[rows])
+        angles = _parallax(Pose(), motion, self._seen[rows, 0], rays[rows])
+        if len(rows) < _MIN_COMMON or inlier.mean() < 0.5 or np.median(angles) < self.min_parallax:
+            return None
+        origin = self._slots[0]
+        # after a loss the speed before it is the best guess of the scale
+        known_speed = float(np.linalg.norm(self._step.translation))
+        scale = known_speed * self._age if self.pose and known_speed > 0 else 1.0
+        motion = Pose(motion.rotation, scale * motion.translation)
+        self._slots, self._seen = [origin], self._seen[:, :1]
+        self._append(rays, motion.after(origin))
+        good = angles > self.min_parallax / 2
+        self._points[rows[good]] = origin.inverse().apply(scale * points[good])
+        self._bootstrapped = True
+        self._step = Pose(motion.rotation, motion.translation / self._age)
+        self.pose = self._slots[-1]
+        return Update(TRACKING, self.pose, len(rows))
+
+    # ---- every further frame ----
+
+    def _track(self, rays: np.ndarray) -> Update:
+        predicted = self._step.after(self._slots[-1])
+        known = np.flatnonzero(np.isfinite(self._points[:, 0]))
+        found = self._solve(known, rays, predicted)
+        if found is None:
+            return self._lose(predicted)
+        pose, inlier = found
+        self._step = pose.after(self._slots[-1].inverse())
+        self._points[known[~inlier]] = np.nan
+        self._seen[known[~inlier]] = np.nan  # a point that disagrees starts anew
+        if self._last_is_keyframe():
+            self._append(rays, pose)
+        else:
+            self._slots[-1] = pose
+            self._seen[:, -1] = rays
+        self._triangulate_new()
+        if len(self._slots) > 2:
+            self._adjust()
+        self.pose = self._slots[-1]
+        return Update(TRACKING, self.pose, int(inlier.sum()))
+
+    def _solve(self, known: np.ndarray, rays: np.ndarray, predicted: Pose) -> tuple[Pose, np.ndarray] | None:
+        """Pose from triangulated points: RANSAC, then least squares over its inliers."""
+        if len(known) < _MIN_POINTS:
+            return None
+        points, seen = self._points[known], rays[known]
+        ok, turn, translation, chosen = cv2.solvePnPRansac(
+            points, seen, np.eye(3), None,
+            iterationsCount=200, reprojectionError=2 * self.threshold, confidence=0.999, flags=cv2.SOLVEPNP_SQPNP,
+        )  # fmt: skip
+        pose = Pose(cv2.Rodrigues(turn)[0], translation.ravel()) if ok else predicted
+        if not ok or chosen is None or len(chosen) < _MIN_POINTS:
+            pose = predicted
+        for _ in range(2):
+            inlier = _residuals(pose, points, seen) < 2 * self.threshold
+            if inlier.sum() < _MIN_POINTS or inlier.mean() < 0.3:
+                return None
+            turn, translation = cv2.solvePnPRefineLM(
+                points[inlier], seen[inlier], np.eye(3), None, cv2.Rodrigues(pose.rotation)[0], pose.translation.copy()
+            )
+            pose = Pose(cv2.Rodrigues(turn)[0], translation.ravel())
+        inlier = _residuals(pose, points, seen) < 2 * self.threshold
+        return (pose, inlier) if inlier.sum() >= _MIN_POINTS else None
+
+    def _lose(self, predicted: Pose) -> Update:
+        """Go on by constant motion, and look for a first motion again from here."""
+        self.pose = predicted
+        self._start()
+        return Update(LOST, predicted, 0)
+
+    def _last_is_keyframe(self) -> bool:
+        """Whether the newest slot has moved enough against the one before to stay in the window."""
+        if len(self._slots) < 2:
+            return True
+        rows = np.isfinite(self._seen[:, -2:, 0]).all(axis=1) & np.isfinite(self._points[:, 0])
+        if rows.sum() < _MIN_COMMON:
+            return True
+        angles = _parallax(self._slots[-2], self._slots[-1], self._seen[rows, -2], self._seen[rows, -1])
+        return bool(np.median(angles) > self.min_parallax / 2)
+
+    def _append(self, rays: np.ndarray, pose: Pose) -> None:
+        keep = self.window - 1
+        self._slots = [*self._slots[-keep:], pose]
+        self._seen = np.concatenate([self._seen[:, -keep:], rays[:, None]], axis=1)
+
+    def _triangulate_new(self) -> None:
+        """Points for tracks that have none, from their oldest view in the window and the newest."""
+        rows = np.flatnonzero(np.isnan(self._points[:, 0]) & np.isfinite(self._seen[:, :-1, 0]).any(axis=1))
+        if not len(rows):
+            return
+        oldest = np.isfinite(self._seen[rows, :, 0]).argmax(axis=1)
+        last = self._slots[-1]
+        for slot in np.unique(oldest):
+            some = rows[oldest == slot]
+            first, a, b = self._slots[slot], self._seen[some, slot], self._seen[some, -1]
+            points = triangulate(first, last, a, b)
+            good = _parallax(first, last, a, b) > self.min_parallax
+            good &= (first.apply(points)[:, 2] > 0) & (last.apply(points)[:, 2] > 0)
+            good &= (_residuals(first, points, a) < self.threshold) & (_residuals(last, points, b) < self.threshold)
+            self._points[some[good]] = points[good]
+
+    def _adjust(self) -> None:
+        """Bundle adjustment of the window over the points with most views; the two oldest keyframes hold still."""
+        views = np.isfinite(self._seen[:, :, 0]).sum(axis=1)
+        rows = np.flatnonzero(np.isfinite(self._points[:, 0]) & (views > 2))
+        if len(rows) < _MIN_POINTS:
+            return
+        rows = rows[np.argsort(-views[rows], kind="stable")[:_ADJUSTED_POINTS]]
+        slots, points = adjust_bundle(self._slots, self._points[rows], self._seen[rows], self.threshold / 2)
+        self._slots, self._points[rows] = slots, points
+
+
+def adjust_bundle(
+    poses: list[Pose], points: np.ndarray, seen: np.ndarray, scale: float, fixed: int = 2, iterations: int = 4
+) -> tuple[list[Pose], np.ndarray]:
+    """Bundle adjustment: Gauss-Newton with Huber weights, points eliminated by the Schur complement.
+
+    Args:
+        poses: (F) cameras, of which the first `fixed` stay.
+        points: (N, 3) world points.
+        seen: (N, F, 2) normalised rays, NaN where a point was not seen.
+        scale: residual from which on Huber's weight falls.
+
+    Returns:
+        the adjusted poses and points; those given where the step does not lower the cost.
+    """
+    visible = np.isfinite(seen[:, :, 0])
+    best = _cost(poses, points, seen, visible, scale)
+    damping = 1e-4
+    for _ in range(iterations):
+        moved_poses, moved_points = _bundle_step(poses, points, seen, visible, scale, fixed, damping)
+        cost = _cost(moved_poses, moved_points, seen, visible, scale)
+        if not cost < best:
+            damping *= 100
+            continue
+        done = best - cost < 1e-3 * best
+        poses, points, best, damping = moved_poses, moved_points, cost, damping / 10
+        if done:
+            break
+    return poses, points
+
+
+def _project(poses: list[Pose], points: np.ndarray) -> np.ndarray:
+    """(N, F, 3) of all points in all cameras."""
+    rotations = np.stack([pose.rotation for pose in poses])
+    translations = np.stack([pose.translation for pose in poses])
+    return np.einsum("fij,nj->nfi", rotations, points) + translations
+
+
+def _errors(cameras: np.ndarray, seen: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    depth = np.where(visible & (cameras[..., 2] > 1e-9), cameras[..., 2], np.inf)
+    return np.where(visible[..., None], cameras[..., :2] / depth[..., None] - seen, 0.0)
+
+
+def _cost(poses: list[Pose], points: np.ndarray, seen: np.ndarray, visible: np.ndarray, scale: float) -> float:
+    """Huber cost; infinite where a point has come behind a camera that sees it."""
+    cameras = _project(poses, points)
+    if (cameras[visible][:, 2] <= 1e-9).any() or not np.isfinite(cameras).all():
+        return float("inf")
+    norm = np.linalg.norm(_errors(cameras, seen, visible), axis=2)
+    return float(np.where(norm < scale, norm**2, 2 * scale * norm - scale**2).sum())
+
+
+def _bundle_step(
+    poses: list[Pose],
+    points: np.ndarray,
+    seen: np.ndarray,
+    visible: np.ndarray,
+    scale: float,
+    fixed: int,
+    damping: float,
+) -> tuple[list[Pose], np.ndarray]:
+    cameras = _project(poses, points)
+    error = _errors(cameras, seen, visible)
+    weight = np.where(visible, scale / np.maximum(np.linalg.norm(error, axis=2), scale), 0.0)
+    free = slice(fixed, len(poses))
+    by_camera = _projection_jacobian(cameras)  # (N, F, 2, 3)
+    rotations = np.stack([pose.rotation for pose in poses])
+    by_point = by_camera @ rotations
+    # x -> exp(w) x + v in the camera: d x / d (w, v) = [-[x]_x, 1]
+    by_pose = np.concatenate([-by_camera[:, free] @ _skew(cameras[:, free]), by_camera[:, free]], axis=3)
+
+    weighted = by_point * weight[..., None, None]
+    h_points = np.einsum("nfki,nfkj->nij", weighted, by_point)
+    h_points += damping * np.maximum(np.einsum("nii->ni", h_points), 1e-12)[:, :, None] * np.eye(3)
+    g_points = np.einsum("nfki,nfk->ni", weighted, error)
+    weighted_pose = by_pose * weight[:, free, None, None]
+    h_poses = np.einsum("nfki,nfkj->fij", weighted_pose, by_pose)
+    g_poses = np.einsum("nfki,nfk->fi", weighted_pose, error[:, free])
+    mixed = np.einsum("nfki,nfkj->nfij", weighted_pose, by_point[:, free])
+
+    count = len(poses) - fixed
+    system = np.zeros((count, 6, count, 6))
+    system[np.arange(count), :, np.arange(count)] = h_poses * (1 + damping * np.eye(6))
+    inverse = np.linalg.inv(h_points)
+    flat = mixed.reshape(len(points), 6 * count, 3)
+    reduced = flat @ inverse
+    matrix = system.reshape(6 * count, 6 * count) - np.tensordot(reduced, flat, axes=([0, 2], [0, 2]))
+    right = g_poses.ravel() - np.einsum("nai,ni->a", reduced, g_points)
+    try:
+        step = -np.linalg.solve(matrix + 1e-12 * np.eye(len(matrix)), right).reshape(count, 6)
+    except np.linalg.LinAlgError:
+        return poses, points
+    moved = points - np.einsum("nij,nj->ni", inverse, g_points + np.einsum("nfai,fa->ni", mixed, step))
+    turned = [Pose(cv2.Rodrigues(row[:3])[0], row[3:]).after(pose) for row, pose in zip(step, poses[fixed:])]
+    return [*poses[:fixed], *turned], moved
+
+
+def _projection_jacobian(cameras: np.ndarray) -> np.ndarray:
+    """(..., 2, 3) derivative of (x / z, y / z)."""
+    depth = np.where(cameras[..., 2] > 1e-9, cameras[..., 2], 1.0)
+    jacobian = np.zeros((*cameras.shape[:-1], 2, 3))
+    jacobian[..., 0, 0] = jacobian[..., 1, 1] = 1 / depth
+    jacobian[..., :, 2] = -cameras[..., :2] / depth[..., None] ** 2
+    return jacobian
+
+
+def _skew(vectors: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) cross-product matrices."""
+    x, y, z = np.moveaxis(vectors, -1, 0)
+    zero = np.zeros_like(x)
+    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*vectors.shape, 3)
+
+
+def _residuals(pose: Pose, points: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """(N,) reprojection errors in normalised units; infinite behind the camera."""
+    cameras = pose.apply(points)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.linalg.norm(cameras[:, :2] / cameras[:, 2:] - rays, axis=1)
+    return np.where((cameras[:, 2] > 0) & np.isfinite(error), error, np.inf)
+
+
+def _parallax(pose_a: Pose, pose_b: Pose, rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
+    """(N,) angle in radians between the two lines of sight of each point."""
+    lines = []
+    for pose, rays in ((pose_a, rays_a), (pose_b, rays_b)):
+        line = np.column_stack([rays, np.ones(len(rays))]) @ pose.rotation
+        lines.append(line / np.linalg.norm(line, axis=1, keepdims=True))
+    return np.arccos(np.clip(np.einsum("ni,ni->n", *lines), -1, 1))
