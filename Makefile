@@ -1,0 +1,73 @@
+# Everything works on a machine with Python 3.11 and make: the first call sets up .venv, later ones are fast.
+#
+#   make demo                              the node on a rendered flight through a room; picture in out/demo
+#   make demo BAG=path IMAGE_TOPIC=/topic  the same on a bag of yours
+#   make test                              lint, types, tests
+#   make setup | lint | test-slow | clean | distclean
+#
+# PYTHON=python3.12 chooses the interpreter, PIP_ARGS="..." is passed to pip.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+OUT ?= out
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+ROOM := $(OUT)/demo/room
+ROOM_BAG := $(OUT)/demo/room_bag
+
+# ROS comes from wheels in the venv and finds its share folders there; a sourced /opt/ros would be mixed with it.
+export AMENT_PREFIX_PATH := $(abspath $(VENV))
+unexport PYTHONPATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE ROS_DISTRO RMW_IMPLEMENTATION COLCON_PREFIX_PATH
+
+.PHONY: help setup demo test test-slow lint clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(READY)
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "make: no python3.11 or python3 found; name one by PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "make: $(PYTHON) is not Python 3.10 to 3.12; name one by PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# the stamp is written last: a set-up that was cut off is done again
+$(READY): requirements.txt requirements-dev.txt setup.py | $(PY)
+	@echo "setting up $(VENV); the first time downloads a few gigabytes"
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+ifdef BAG
+demo: $(READY)
+	$(PY) -m samfeat_ros.demo $(BAG) --output $(OUT)/demo $(if $(IMAGE_TOPIC),--image-topic $(IMAGE_TOPIC)) $(DEMO_ARGS)
+else
+demo: $(READY) $(ROOM_BAG)/metadata.yaml
+	$(PY) -m samfeat_ros.demo $(ROOM_BAG) --output $(OUT)/demo $(DEMO_ARGS)
+endif
+
+$(ROOM)/rendered.json: training/scenes.py training/render_sequence.py | $(READY)
+	@rm -f $@
+	$(PY) -m training.render_sequence --output $(ROOM) --scene room --seed 5
+
+$(ROOM_BAG)/metadata.yaml: $(ROOM)/rendered.json samfeat_ros/sequence_to_bag.py | $(READY)
+	$(PY) -m samfeat_ros.sequence_to_bag $(ROOM) $(ROOM_BAG) --overwrite
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: lint
+	$(PY) -m pytest -q -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(PY) -m pytest -q -m "slow or gpu"
+
+clean:
+	rm -rf $(OUT) build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
