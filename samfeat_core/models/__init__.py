@@ -41,6 +41,7 @@ class ModelSpec:
         stride_multiple: height and width of the network's input are multiples of this.
         descriptor_dim: D.
         nms_radius, threshold: defaults of detection; the threshold is on the sigmoid score.
+        weighted: descriptors carry an attention weight.
     """
 
     name: str
@@ -50,13 +51,14 @@ class ModelSpec:
     descriptor_dim: int
     nms_radius: int
     threshold: float
+    weighted: bool = False
 
 
 MODELS = {
     spec.name: spec
     for spec in (
         ModelSpec("samfeat-nano", "samfeat_core.models.nano:SamfeatNano", 1, 32, 64, 2, 0.005),
-        ModelSpec("samfeat", "samfeat_core.models.samfeat:Samfeat", 3, 8, 128, 4, 0.0),
+        ModelSpec("samfeat", "samfeat_core.models.samfeat:Samfeat", 3, 8, 128, 4, 0.5, weighted=True),
         ModelSpec("scfeat", "samfeat_core.models.scfeat:Scfeat", 3, 16, 128, 4, 0.0),
     )
 }

@@ -1,0 +1,72 @@
+"""torch.compile; on CUDA in half precision and captured as one CUDA graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from samfeat_core.engines import Job, RawFeatures
+from samfeat_core.engines.eager import example_inputs, extraction_graph
+from samfeat_core.errors import EngineError, SamfeatError
+
+WARM_UP_RUNS = 3
+
+
+class CompiledEngine:
+    """A compiled graph on the CPU."""
+
+    name = "compile"
+
+    def __init__(self, job: Job) -> None:
+        self.graph = torch.compile(extraction_graph(job), fullgraph=True, dynamic=False)
+        self.inputs = example_inputs(job)
+        self.run()
+
+    @torch.inference_mode()
+    def run(self) -> tuple[torch.Tensor, ...]:
+        """Run on `inputs`, the tensors that stay where they are."""
+        return self.graph(*self.inputs)
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
+        self.inputs[0].copy_(torch.from_numpy(image[None]))
+        self.inputs[1].copy_(torch.from_numpy(mask[None, None]))
+        keypoints, scores, descriptors, weights = (out.cpu().numpy() for out in self.run())
+        return keypoints, scores, descriptors, weights
+
+
+class CudaGraphEngine(CompiledEngine):
+    """The compiled graph recorded once and replayed.
+
+    Recorded here and not by torch.compile's own mode, whose graphs belong to the thread that made them:
+    a node builds in one thread and runs in another.
+    """
+
+    def __init__(self, job: Job) -> None:
+        graph = extraction_graph(job).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.graph = torch.compile(graph, fullgraph=True, dynamic=False)
+        self.inputs = example_inputs(job)
+        self.recorded = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP_RUNS):
+                    self.graph(*self.inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self.recorded):
+                self.outputs = self.graph(*self.inputs)
+
+    def run(self) -> tuple[torch.Tensor, ...]:
+        self.recorded.replay()
+        return self.outputs
+
+
+def build(job: Job) -> CompiledEngine:
+    """Raises EngineError when compiling or recording fails."""
+    try:
+        return CudaGraphEngine(job) if job.device == "cuda" else CompiledEngine(job)
+    except SamfeatError:
+        raise
+    except Exception as error:  # the compiler leaks many types
+        raise EngineError(f"{type(error).__name__}: {error}") from error

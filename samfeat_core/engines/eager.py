@@ -1,0 +1,43 @@
+"""PyTorch as it is: the reference that every other engine must agree with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from samfeat_core.detection import ExtractionGraph
+from samfeat_core.engines import Job, RawFeatures
+from samfeat_core.weights import load_network
+
+
+def extraction_graph(job: Job) -> ExtractionGraph:
+    """The job's graph with its weights, in evaluation mode on its device."""
+    network = load_network(job.spec.name, job.weights).eval().requires_grad_(False)
+    count = min(job.max_keypoints, job.height * job.width)
+    return ExtractionGraph(network, count, job.nms_radius).eval().to(job.device)
+
+
+def example_inputs(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image and a mask of the job's shape, for tracing and warming up."""
+    image = torch.randint(0, 255, (1, job.spec.channels, job.height, job.width), dtype=torch.uint8)
+    return image.to(job.device), torch.ones(1, 1, job.height, job.width, dtype=torch.uint8, device=job.device)
+
+
+class EagerEngine:
+    """Runs the graph operation by operation."""
+
+    name = "eager"
+
+    def __init__(self, job: Job) -> None:
+        self.device = job.device
+        self.graph = extraction_graph(job)
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
+        tensors = (torch.from_numpy(array).to(self.device) for array in (image[None], mask[None, None]))
+        keypoints, scores, descriptors, weights = (out.cpu().numpy() for out in self.graph(*tensors))
+        return keypoints, scores, descriptors, weights
+
+
+def build(job: Job) -> EagerEngine:
+    return EagerEngine(job)

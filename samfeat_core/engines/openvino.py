@@ -1,0 +1,75 @@
+"""OpenVINO: the CPU engine. The converted graph is kept on disk, so that later starts need no torch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from samfeat_core.engines import Job, RawFeatures
+from samfeat_core.errors import EngineError, SamfeatError
+
+# Full precision: bfloat16, the default on CPUs that have it, moves keypoints by more than the tolerance.
+PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+class OpenVinoEngine:
+    """Runs the compiled graph; one request, reused."""
+
+    name = "openvino"
+
+    def __init__(self, model: ov.Model) -> None:
+        self.request = ov.Core().compile_model(model, "CPU", PROPERTIES).create_infer_request()
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
+        self.request.infer([image[None], mask[None, None]], share_inputs=True)
+        keypoints, scores, descriptors, weights = (self.request.get_output_tensor(i).data.copy() for i in range(4))
+        return keypoints, scores, descriptors, weights
+
+
+def build(job: Job) -> OpenVinoEngine:
+    """From the cache, or converted and put there.
+
+    Raises:
+        EngineError: conversion or compilation failed.
+    """
+    path = job.cache_dir / f"{job.key(ov.get_version())}.xml"
+    try:
+        if path.is_file():
+            try:
+                return OpenVinoEngine(ov.Core().read_model(path))
+            except RuntimeError:
+                path.unlink(missing_ok=True)  # damaged: convert anew
+        model = convert(job)
+        keep(model, path)
+        return OpenVinoEngine(model)
+    except SamfeatError:
+        raise
+    except Exception as error:  # the runtime and the tracer leak many types
+        raise EngineError(f"{type(error).__name__}: {error}") from error
+
+
+def convert(job: Job) -> ov.Model:
+    """Trace the job's graph at its static shape."""
+    from samfeat_core.engines.eager import example_inputs, extraction_graph
+
+    inputs = example_inputs(job)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of shapes that are constants here on purpose
+        return ov.convert_model(
+            extraction_graph(job), example_input=inputs, input=[tuple(tensor.shape) for tensor in inputs]
+        )
+
+
+def keep(model: ov.Model, path: Path) -> None:
+    """Write to the cache, whole or not at all; a cache that cannot be written costs only time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.stem}.partial.xml")
+        ov.save_model(model, partial, compress_to_fp16=False)
+        partial.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        partial.replace(path)
+    except (OSError, RuntimeError):
+        path.unlink(missing_ok=True)
