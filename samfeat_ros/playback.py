@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 IMAGE_TOPIC, CAMERA_INFO_TOPIC = "/camera/image_raw", "/camera/camera_info"
 LISTENABLE = ("keypoints", "descriptors", "matches", "tracks", "restart", "overlay")
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # Kilted; Jazzy and Humble
 
 
 class PlaybackError(SamfeatError):
@@ -49,24 +49,33 @@ class PlaybackError(SamfeatError):
 # --- environment ------------------------------------------------------------------------------------------------------
 
 
-def prepare_environment(domain_id: int | None = None) -> int:
-    """Make this process, and the children it starts, an island: own ROS_DOMAIN_ID, this host only, large messages.
+def prepare_environment() -> None:
+    """Let this process and its children talk to this host only, and exchange large messages.
 
-    Call it before rclpy is imported. What the user has set (profile files, discovery range) is left alone; the domain
-    is the given one or a free one, never the user's, so that a robot on the same network sees nothing of the playback.
-
-    Returns:
-        the ROS_DOMAIN_ID in force.
+    Call it before rclpy is imported. What the user has set (profile files, discovery range) is left alone.
     """
-    domain = free_domain_id() if domain_id is None else domain_id
-    os.environ["ROS_DOMAIN_ID"] = str(domain)
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Jazzy and later
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)  # ROS from PyPI wheels looks for its share folders there
     profile = transport_profile()
-    for variable in PROFILE_VARIABLES:
-        if profile:
-            os.environ.setdefault(variable, str(profile))
-    return domain
+    if profile:
+        # the publisher needs it as much as the node: Fast DDS loses most best-effort messages over 512 KiB without
+        os.environ.setdefault(_profile_variable(), str(profile))
+
+
+def _profile_variable() -> str:
+    """The variable that names Fast DDS's profile file; Kilted still reads the old name, but warns."""
+    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy") or (
+        "ROS_DISTRO" not in os.environ and _is_installed("ros-jazzy-rclpy")
+    )
+    return "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def transport_profile() -> Path | None:
@@ -206,6 +215,8 @@ class NodeProcess:
         parameters: the node's parameters by name, plain YAML values. `autostart` is true unless given.
         remappings: further remapping rules, name -> name.
         compressed: the image topic carries CompressedImage.
+        domain_id: ROS_DOMAIN_ID of the node and of a `Playback` on it; None = a free one, so that nobody else's robot
+            sees anything of it.
         timeout: seconds that the node may take until it is active (weights, engine).
         log: file that gets the node's output; None = a temporary one, `output()` reads either.
 
@@ -218,10 +229,12 @@ class NodeProcess:
         parameters: dict[str, Any] | None = None,
         remappings: dict[str, str] | None = None,
         compressed: bool = False,
+        domain_id: int | None = None,
         timeout: float = 120.0,
         log: Path | None = None,
     ) -> None:
         self.name, self.compressed, self.timeout = "samfeat", compressed, timeout
+        self.domain_id = free_domain_id() if domain_id is None else domain_id
         self.parameters: dict[str, Any] = {"autostart": True, **(parameters or {})}
         if compressed:
             self.parameters.setdefault("image_transport", "compressed")
@@ -260,6 +273,7 @@ class NodeProcess:
             [str(Path(__file__).resolve().parents[1]), *filter(None, [environment.get("PYTHONPATH")])]
         )
         environment.setdefault("PYTHONUNBUFFERED", "1")
+        environment["ROS_DOMAIN_ID"] = str(self.domain_id)
         with self.log.open("wb") as sink:
             # its own session: Ctrl-C in the terminal reaches the parent alone, which then ends the node in order
             self.process = subprocess.Popen(
@@ -370,7 +384,11 @@ class Playback:
         from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
         self._context = Context()
-        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(
+            context=self._context,
+            domain_id=self.process.domain_id,
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
         self.node: Node = rclpy.create_node("samfeat_playback", context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
