@@ -129,7 +129,7 @@ class PhotoStore:
                 # Ranks start at the same time and write the same text: each through a file of its own.
                 _write_atomically(self._manifest, json.dumps(manifest, indent=1).encode(), tag=f".{os.getpid()}")
         except OSError as error:
-            raise _store_error(error, self.folder) from error
+            raise store_error(error, self.folder) from error
         stored = self.settings()
         if stored != settings:
             keys = sorted(key for key in {*stored, *settings} if stored.get(key) != settings.get(key))
@@ -192,7 +192,7 @@ class PhotoStore:
             text = json.dumps({"version": self.VERSION, **meta})
             _write_atomically(self.path(name), _pack({**arrays, "meta": np.array(text)}))
         except OSError as error:
-            raise _store_error(error, self.path(name)) from error
+            raise store_error(error, self.path(name)) from error
 
     def read(self, name: str, *keys: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """An entry's arrays (those of `keys` that it has; all without keys) and its meta.
@@ -267,7 +267,7 @@ def _list_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise _store_error(error, path) from error
+        raise store_error(error, path) from error
 
 
 def _pack(arrays: dict[str, np.ndarray]) -> bytes:
@@ -297,7 +297,8 @@ def _write_atomically(path: Path, data: bytes, tag: str = "") -> None:
         raise
 
 
-def _store_error(error: OSError, path: Path) -> StoreError:
+def store_error(error: OSError, path: Path) -> StoreError:
+    """The line for a file that cannot be written."""
     if error.errno in DISK_FULL:
         return StoreError(f"{path}: the disk is full; free some space and run the same command again to continue")
     return StoreError(f"{path}: cannot be written: {error.strerror or error}")

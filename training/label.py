@@ -1,0 +1,113 @@
+"""Labels keypoints in photographs by SuperPoint's paradigm, for the detection loss.
+
+    python -m training.label bootstrap base.safetensors                       # a detector, from synthetic shapes
+    python -m training.label photos PHOTOS STORE --base base.safetensors      # homographic adaptation of it
+    python -m training.label photos PHOTOS STORE --base shi-tomasi            # ... or of OpenCV's: needs no training
+
+Killed or interrupted, the same command continues. Under torchrun every rank labels its share.
+`training.labels.store` documents the format.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import typer
+
+from training.labels.detectors import OPENCV, Detector, load_detector
+from training.labels.homographic_adaptation import peaks, repeatability_map
+from training.labels.store import KeypointLabels, LabelStore, pack
+from training.photo_store import Note, Photo, SkipPhoto, fill, find_photos, read_photo
+from training.teach import PHOTOS, STORE, finish, one_line_errors, pick_device
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+SMALLEST = 32  # pixels
+
+
+@app.command("photos")
+def label_photos(
+    photos: Path = PHOTOS,
+    store: Path = STORE,
+    base: str = typer.Option("shi-tomasi", help="shi-tomasi, sift, or a network's weights file."),
+    model: str = typer.Option("samfeat-nano", help="The network of a weights file that does not say it."),
+    views: int = typer.Option(60, min=1, help="Warped views per photograph, itself included."),
+    threshold: float = typer.Option(0.3, min=0, max=1, help="Least share of views in which a keypoint is found."),
+    count: int = typer.Option(600, min=1, help="At most this many labels per photograph."),
+    radius: int = typer.Option(3, min=1, help="No two labels within this many pixels."),
+    per_view: int = typer.Option(800, min=1, help="At most this many detections per view."),
+    long_side: int = typer.Option(640, min=SMALLEST, help="Larger photographs are labelled at this long side."),
+    seed: int = typer.Option(0, help="Of the random homographies."),
+    device: str = typer.Option("auto", help="For networks: cpu, cuda, cuda:1, ..; auto: this rank's GPU if any."),
+) -> None:
+    """Homographic adaptation of a base detector on every photograph."""
+    with one_line_errors():
+        found = find_photos(photos)
+        detect = load_detector(base, per_view, model, "cpu" if base in OPENCV else pick_device(device))
+        labels = LabelStore(store)
+        labels.create(
+            {"base": Path(base).name, "views": views, "threshold": threshold, "count": count, "radius": radius,
+             "per_view": per_view, "long_side": long_side, "seed": seed}
+        )
+
+        def work(photo: Photo, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+            random = np.random.default_rng((seed, zlib.crc32(photo.name.encode())))
+            grey = read_photo(photo.path, grey=True)
+            keypoints, scores = label(grey, detect, views, random, threshold, radius, count, long_side)
+            return pack(KeypointLabels(keypoints, scores, (grey.shape[1], grey.shape[0]), Path(base).name))
+
+        finish(labels, fill(labels, found, work, "labels"))
+
+
+@app.command("bootstrap")
+def bootstrap_detector(
+    output: Path = typer.Argument(..., help="Weights file to write (.safetensors)."),
+    model: str = typer.Option("samfeat-nano", help="The network whose detector is trained."),
+    steps: int = typer.Option(20000, min=1),
+    batch: int = typer.Option(32, min=1, help="Images per step."),
+    seed: int = typer.Option(0),
+    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, ..; auto: the GPU if there is one."),
+    workers: int = typer.Option(2, min=0, help="Processes that render."),
+) -> None:
+    """Trains a network's detector on synthetic shapes; prints its precision and recall on fresh ones."""
+    with one_line_errors():
+        from training.labels.network import NetworkDetector, bootstrap, score_on_shapes
+
+        device = pick_device(device)
+        bootstrap(output, model, steps, batch, seed=seed, device=device, workers=workers)
+        precision, recall = score_on_shapes(NetworkDetector.load(output, 100, model, device))
+        typer.echo(f"{output}: on fresh shapes, within 2 pixels: precision {precision:.3f}, recall {recall:.3f}")
+
+
+def label(
+    grey: np.ndarray,
+    detect: Detector,
+    views: int,
+    random: np.random.Generator,
+    threshold: float = 0.3,
+    radius: int = 3,
+    count: int = 600,
+    long_side: int = 640,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pseudo-labelled keypoints of a photograph (H, W) uint8; the options of `python -m training.label photos`.
+
+    Returns:
+        positions (n, 2) float32 in the photograph's pixels and scores (n,) float32, by descending score.
+
+    Raises:
+        SkipPhoto: the photograph is too small.
+    """
+    scale = min(1.0, long_side / max(grey.shape))
+    if scale < 1:
+        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    if min(grey.shape) < SMALLEST:
+        raise SkipPhoto(f"{grey.shape[1]}x{grey.shape[0]} pixels are too few: at least {SMALLEST} on each side")
+    positions, scores = peaks(repeatability_map(grey, detect, views, random), threshold, radius, count)
+    return ((positions + 0.5) / scale - 0.5).astype(np.float32), scores
+
+
+if __name__ == "__main__":
+    app()
