@@ -196,7 +196,7 @@ def decode(message: BagMessage) -> Any:
         BagError: its bytes are not a message of its type.
     """
     try:
-        return _typestore().deserialize_cdr(message.data, message.type)
+        return typestore().deserialize_cdr(message.data, message.type)
     except Exception as error:  # rosbags leaks struct, Unicode, key and value errors
         raise BagError(f"{message.topic} at {message.time_ns} ns: not a {message.type} ({_brief(error)})") from error
 
@@ -308,7 +308,7 @@ class _Opened:
 
 
 @lru_cache(maxsize=1)
-def _typestore() -> Any:
+def typestore() -> Any:
     from rosbags.typesys import Stores, get_typestore
 
     return get_typestore(Stores.ROS2_JAZZY)
@@ -317,7 +317,7 @@ def _typestore() -> Any:
 def _as_cdr(message: BagMessage, kind: str) -> BagMessage:
     """The message as uncompressed CDR. CDR starts with a zero byte, so the magic tells a compressed message."""
     if kind == "ROS 1":
-        data = bytes(_typestore().ros1_to_cdr(message.data, message.type))
+        data = bytes(typestore().ros1_to_cdr(message.data, message.type))
     elif message.data.startswith(ZSTD_MAGIC):
         data = _decompress_zstd(message.data)
     else:

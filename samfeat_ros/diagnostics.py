@@ -1,8 +1,8 @@
 """What the node knows about itself: counters, latencies, rates, and their /diagnostics message.
 
 Keys of the status (stable; `values_from_msg` reads them): state, model, device, engine, frames_in, frames_processed,
-rate_in_hz, rate_out_hz, dropped, dropped_<cause>, latency_<stage>_p50_ms and _p99_ms for the stages queue, decode,
-network, match, publish and for their total, keypoints, matches, inlier_ratio, image_age_s.
+rate_in_hz, rate_out_hz, dropped, dropped_<cause>, latency_<stage>_p50_ms, _p90_ms and _p99_ms for the stages queue,
+decode, network, match, publish and for their total, keypoints, matches, inlier_ratio, image_age_s.
 """
 
 from __future__ import annotations
@@ -99,8 +99,9 @@ class Statistics:
 
 
 def _percentiles(stage: str, seconds: deque[float]) -> list[tuple[str, float]]:
-    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3 if seconds else (float("nan"), float("nan"))
-    return [(f"latency_{stage}_p50_ms", float(p50)), (f"latency_{stage}_p99_ms", float(p99))]
+    ranks = (50, 90, 99)
+    values = np.percentile(seconds, ranks) * 1e3 if seconds else np.full(len(ranks), np.nan)
+    return [(f"latency_{stage}_p{rank}_ms", float(value)) for rank, value in zip(ranks, values)]
 
 
 def _judge(age: float, new_faults: int, values: Mapping[str, Any]) -> tuple[int, str]:

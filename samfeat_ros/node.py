@@ -250,7 +250,8 @@ class SamfeatNode(LifecycleNode):
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._pipeline is not None:
             self._pipeline.reset()
-        response.success, response.message = True, "tracks restart with the next frame"
+        self.statistics.clear()
+        response.success, response.message = True, "tracks restart with the next frame, counters are zero"
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:

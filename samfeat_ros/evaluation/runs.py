@@ -1,0 +1,88 @@
+"""What a front-end did with the footage: one record per processed frame, and what it cost."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """One processed frame of one front-end.
+
+    Attributes:
+        number: of the frame in the recording. stamp_ns: its header stamp. time_ns: on the play's clock.
+        size: (width, height) of the image.
+        keypoints: (N, 2) float32 pixels. ids: (N,) int64 track ids.
+        points_prev, points: (M, 2) float32 matched pixels in the previous processed frame and in this one.
+        match_ids: (M,) int64. inlier: (M,) bool.
+        number_prev: the previous frame's number, None where there is no match.
+        latency_s: from the image's arrival to its matches, NaN where unknown.
+    """
+
+    number: int
+    stamp_ns: int
+    time_ns: int
+    size: tuple[int, int]
+    keypoints: np.ndarray
+    ids: np.ndarray
+    points_prev: np.ndarray
+    points: np.ndarray
+    match_ids: np.ndarray
+    inlier: np.ndarray
+    number_prev: int | None
+    latency_s: float = float("nan")
+
+    @property
+    def inlier_ratio(self) -> float:
+        """NaN where there is no match."""
+        return float(self.inlier.mean()) if len(self.inlier) else float("nan")
+
+
+@dataclass
+class Run:
+    """One front-end's pass over the footage.
+
+    Attributes:
+        name: as in the report. kind: "model" (the real node) or "baseline" (in this process).
+        records: of the processed frames, in order.
+        offered: frames that it was given; dropped: cause -> count of those it did not process.
+        seconds: how long the pass took on the play's clock.
+        stages: stage -> its latencies in milliseconds, {"p50": ..., "p90": ..., "p99": ...}.
+        cpu_percent: of one core, mean over the pass. memory_mb: largest resident memory of the node's process.
+        device_memory_mb: GPU memory of that process. None = not known.
+        details: what else is to be said (engine, device, model, description).
+    """
+
+    name: str
+    kind: str
+    offered: int
+    records: list[Record] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    cpu_percent: float | None = None
+    memory_mb: float | None = None
+    device_memory_mb: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """SHA-256 over keypoints, ids and matches of all frames: equal digests mean equal results to the bit."""
+        sha = hashlib.sha256()
+        for record in self.records:
+            sha.update(np.int64(record.number).tobytes())
+            for part in (record.keypoints, record.ids, record.points_prev, record.points, record.inlier):
+                sha.update(np.ascontiguousarray(part).tobytes())
+        return sha.hexdigest()
+
+
+def percentiles(values: Any) -> dict[str, float] | None:
+    """{"p50", "p90", "p99"} of the finite values, None where there are none."""
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 99)}
