@@ -127,7 +127,7 @@ class PhotoStore:
             if not self._manifest.exists():
                 manifest = {"format": self.format_name, "version": self.VERSION, "settings": settings}
                 # Ranks start at the same time and write the same text: each through a file of its own.
-                _write_atomically(self._manifest, json.dumps(manifest, indent=1).encode(), tag=f".{os.getpid()}")
+                write_atomically(self._manifest, json.dumps(manifest, indent=1).encode(), tag=f".{os.getpid()}")
         except OSError as error:
             raise store_error(error, self.folder) from error
         stored = self.settings()
@@ -190,7 +190,7 @@ class PhotoStore:
         try:
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"version": self.VERSION, **meta})
-            _write_atomically(self.path(name), _pack({**arrays, "meta": np.array(text)}))
+            write_atomically(self.path(name), _pack({**arrays, "meta": np.array(text)}))
         except OSError as error:
             raise store_error(error, self.path(name)) from error
 
@@ -263,7 +263,7 @@ def fill(store: PhotoStore, photos: Iterable[Photo], work: Work, title: str) -> 
 def _list_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
     try:
         if skipped:
-            _write_atomically(path, "".join(f"{name}: {reason}\n" for name, reason in skipped).encode())
+            write_atomically(path, "".join(f"{name}: {reason}\n" for name, reason in skipped).encode())
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -283,8 +283,12 @@ def _pack(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_atomically(path: Path, data: bytes, tag: str = "") -> None:
-    """Writes a file that is there whole or not at all. What a killed run leaves behind, the next one overwrites."""
+def write_atomically(path: Path, data: bytes, tag: str = "") -> None:
+    """Writes a file that is there whole or not at all. What a killed run leaves behind, the next one overwrites.
+
+    Raises:
+        OSError: see `store_error`.
+    """
     temporary = path.with_name(f".{path.name}{tag}.tmp")
     try:
         with open(temporary, "wb") as file:

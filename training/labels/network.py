@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
@@ -24,7 +23,7 @@ from samfeat_core.errors import WeightsError
 from samfeat_core.models import MODELS, ModelSpec, build_network, model_spec
 from samfeat_core.weights import load_network
 from training.losses import detection_loss, keypoint_map
-from training.photo_store import StoreError, store_error
+from training.photo_store import StoreError, store_error, write_atomically
 
 from .shapes import render
 
@@ -114,11 +113,12 @@ def bootstrap(
     seed: int = 0,
     device: str = "cpu",
     workers: int = 2,
+    state_every: int = 500,
 ) -> None:
     """Trains a network's detector on synthetic shapes by L_det and writes its weights (safetensors).
 
-    Every 500 steps the state is saved beside the output (`<output>.state`); a killed run continues from there to the
-    same result. It is removed when the weights are written.
+    Every `state_every` steps the state is saved beside the output (`<output>.state`); a killed run continues from
+    there to the same result. It is removed when the weights are written.
 
     Args:
         size: (width, height) of the images, rounded up to the network's stride multiple.
@@ -142,7 +142,6 @@ def bootstrap(
         Shapes(seed, (width, height)), batch, sampler=range(first * batch, steps * batch), num_workers=workers,
         pin_memory=device.startswith("cuda"),
     )
-    running = 0.0
     with tqdm(total=steps, initial=first, desc=f"{model} on shapes", unit="step") as bar:
         for step, (images, corners) in enumerate(loader, first + 1):
             images, corners = images.to(device, non_blocking=True), corners.to(device, non_blocking=True)
@@ -156,15 +155,16 @@ def bootstrap(
             schedule.step()
             bar.update()
             if step % 50 == 0 or step == steps:  # reading the loss waits for the device
-                running = float(loss.detach())
-                bar.set_postfix(loss=f"{running:.3f}")
-            if step % 500 == 0 and step < steps:
+                bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
+            if step % state_every == 0 and step < steps:
                 state = {"step": step, "settings": settings, "network": network.state_dict()}
                 state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                _replace(state_path, partial(torch.save, state))
+                buffer = io.BytesIO()
+                torch.save(state, buffer)
+                _write(state_path, buffer.getvalue())
     metadata = {"model": model, "threshold": str(BOOTSTRAP_THRESHOLD), "trained": f"{steps} steps on synthetic shapes"}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    _replace(Path(output), lambda path: save_file(tensors, path, metadata))
+    _write(Path(output), save(tensors, metadata))
     state_path.unlink(missing_ok=True)
 
 
@@ -205,13 +205,9 @@ def _restore(
     return int(state["step"])
 
 
-def _replace(path: Path, save: Callable[[Path], None]) -> None:
-    """Writes a file by `save(temporary path)`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def _write(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(temporary)
-        os.replace(temporary, path)
+        write_atomically(path, data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise store_error(error, path) from error
