@@ -14,7 +14,7 @@ JSON, version 1:
         kind        "homography" or "pose"
         protocol    what decides the numbers besides the extractor: long_side, threshold_px, gaps, ...
         reused      true where the result was taken over from an earlier report (--reuse)
-        images      images extracted; wall_ms (median), cpu_ms (mean, all threads) per image, extraction alone
+        images      images extracted; wall_ms, cpu_ms (all threads): median per image, extraction alone
         pairs, keypoints (mean per image), matches (mean per pair)
         homography: correct (mean matches within 3 px), mma {"1".."10"}, mha {"1", "3", "5"}, repeatability,
                     in per cent; localisation_px; on HPatches the same again under "illumination" and "viewpoint"
