@@ -1,5 +1,6 @@
 """Labels keypoints in photographs by SuperPoint's paradigm, for the detection loss.
 
+\b
     python -m training.label bootstrap base.safetensors                       # a detector, from synthetic shapes
     python -m training.label photos PHOTOS STORE --base base.safetensors      # homographic adaptation of it
     python -m training.label photos PHOTOS STORE --base shi-tomasi            # ... or of OpenCV's: needs no training

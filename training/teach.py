@@ -1,5 +1,6 @@
 """Asks a teacher about every photograph of a folder, once, and stores the answers for training.
 
+\b
     python -m training.teach sam PHOTOS STORE --model vit_h --checkpoint sam_vit_h_4b8939.pth
     python -m training.teach annotations PHOTOS SEGMENTS STORE
     torchrun --nproc-per-node 8 -m training.teach sam ...        # every GPU takes its share
