@@ -6,6 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -99,7 +100,7 @@ class FeatureExtractor:
             names,
             log,
             max_keypoints=checked("max_keypoints", max_keypoints, 1, 65536),
-            threshold=spec.threshold if threshold is None else checked("threshold", threshold, 0, 1),
+            threshold=spec.threshold if threshold is None else checked("threshold", threshold, 0.0, 1.0),
             nms_radius=spec.nms_radius if nms_radius is None else checked("nms_radius", nms_radius, 1, 32),
             border=checked("border", border, 0, 256),
             resize=None if resize is None else checked("resize", resize, 32, MAX_SIDE),
@@ -171,9 +172,8 @@ class FeatureExtractor:
         shape = self._padded(width, height)
         job, engine = self._engines.get(shape, (None, None))
         if job is None or engine is None or job.max_keypoints < self.max_keypoints:
-            job = Job(
-                self.spec, self.weights, shape[1], shape[0], self.max_keypoints, self.nms_radius, self.device, self.cache_dir
-            )
+            limits = self.max_keypoints, self.nms_radius
+            job = Job(self.spec, self.weights, shape[1], shape[0], *limits, self.device, self.cache_dir)
             engine = build_engine(self._candidates, job, self.log)
             self._engines[shape] = job, engine
         self._engines.move_to_end(shape)
@@ -221,7 +221,10 @@ def find_weights(name: str, weights: str | Path | None) -> Path:
     return path
 
 
-def checked(name: str, value: float, low: float, high: float) -> float:  # type: ignore[return]
+Number = TypeVar("Number", int, float)
+
+
+def checked(name: str, value: Number, low: Number, high: Number) -> Number:
     """`value` if it is in range, else a ValueError that names it."""
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}, expected {low} to {high}")

@@ -35,7 +35,7 @@ class DataConfig:
     teacher: str | None = None
     labels: str | None = None
     pairs: tuple[str, ...] = ()
-    size: tuple[int, int] = (320, 256)
+    size: tuple[int, int] = (320, 224)
     batch: int = 8
     parallax: float = 0.25
     long_side: int = 640
@@ -64,18 +64,28 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class ExampleConfig:
+    """A trained network that another imitates: its model name and weights file."""
+
+    model: str = "samfeat"
+    weights: str = ""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything a run depends on, besides the machine.
 
     Attributes:
         model: name in `samfeat_core.models.MODELS`.
         init: weights file to start from, or none for a random start.
+        imitate: a trained network to learn from, or none.
         precision: fp32, bf16 or fp16 (autocast of the network; losses stay fp32).
         validate_every: steps between validations and checkpoints.
     """
 
     model: str = "samfeat-nano"
     init: str | None = None
+    imitate: ExampleConfig | None = None
     steps: int = 10000
     seed: int = 0
     precision: str = "bf16"
@@ -86,8 +96,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
-    """Read a YAML file, then apply `key.sub=value` overrides (values in YAML syntax).
+def load_config(path: Path, overrides: list[str] | None = None, schema: type = TrainConfig) -> Any:
+    """A `schema` from a YAML file, after `key.sub=value` overrides (values in YAML syntax).
 
     Raises:
         ValueError: one line naming the file and the key that is unknown or of the wrong type.
@@ -109,7 +119,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
             if not isinstance(branch, dict):
                 raise ValueError(f"override {override!r}: {parent} is not a section")
         branch[leaf] = yaml.safe_load(value)
-    return build(TrainConfig, tree, str(path), "")
+    return build(schema, tree, str(path), "")
 
 
 def build(cls: type, tree: Any, source: str, prefix: str) -> Any:

@@ -10,67 +10,147 @@ from torch import Tensor, nn
 
 from samfeat_core.detection import detect, refine, sample
 from samfeat_core.models import DenseFeatures
-from training.losses import matching
+from training.losses import (
+    descriptor_triplet,
+    detection_loss,
+    edge_loss,
+    matching,
+    relation_distillation,
+    semantic_contrast,
+)
+from training.losses.imitation import imitation
 from training.pairs import PairBatch
 from training.pairs.photometric import Photometric
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of every loss; 0 switches it off."""
+    """Weight of every loss; 0 switches it off, and what it needs is not computed.
 
+    Attributes:
+        dis, wsc, edge, det, des: SAMFeat's five (section 3 of the paper).
+        match, repeat, matchable, reproject: see `training.losses.matching`.
+        bootstrap: corners as first labels of the detector, while `repeat` has nothing to agree on yet.
+        imitate: a larger network's scores and descriptors as an example (`training.losses.imitation`).
+    """
+
+    dis: float = 0.0
+    wsc: float = 0.0
+    edge: float = 0.0
+    det: float = 0.0
+    des: float = 0.0
     match: float = 1.0
     repeat: float = 3.0
     matchable: float = 1.0
     reproject: float = 0.2
     bootstrap: float = 1.0
+    imitate: float = 0.0
 
 
 @dataclass(frozen=True)
 class FeatureTaskConfig:
-    """Numbers of the geometric losses.
+    """Numbers of the losses.
 
     Attributes:
-        points: correspondences per image for the descriptor loss, half of them at detected peaks.
-        scale: factor on cosine similarities before the softmax.
-        bootstrap_steps: steps during which corners of the structure tensor teach the detector.
+        points: correspondences per image for the descriptor losses, half of them at detected peaks.
+        scale: factor on cosine similarities before the softmax of `match`.
+        bootstrap_steps: steps during which corners teach the detector, before `repeat` and the others on peaks.
         nms_radius: of the peaks.
+        relation_positions: positions per image whose relations `dis` compares.
+        photometric: strength of the photometric change.
     """
 
     points: int = 512
     scale: float = 20.0
     bootstrap_steps: int = 500
     nms_radius: int = 2
+    relation_positions: int = 512
     photometric: float = 1.0
 
 
 class FeatureTask(nn.Module):
-    """`forward(batch, step) -> dict of losses`, already weighted; their sum is the training loss."""
+    """`forward(batch, step) -> dict of losses`, already weighted; their sum is the training loss.
 
-    def __init__(self, network: nn.Module, config: FeatureTaskConfig, weights: LossWeights) -> None:
+    Args:
+        example: a trained network to imitate, of any of our models; None without.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: FeatureTaskConfig, weights: LossWeights, example: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        if weights.imitate and example is None:
+            raise ValueError("losses.imitate is on, but no network to imitate is given (key imitate)")
         self.network = network
         self.config = config
         self.weights = weights
         self.photometric = Photometric(config.photometric)
+        # Kept out of the module tree: it is neither trained nor saved.
+        self._example = [example.eval().requires_grad_(False)] if example is not None and weights.imitate else []
 
     def forward(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
-        count = len(batch)
-        images = torch.cat((batch.image0, batch.image1))
-        images = self.photometric(images).contiguous(memory_format=torch.channels_last)
-        first, second = split(plain_layout(self.network(images)), count)
+        images = self.photometric(torch.cat((batch.image0, batch.image1)))
+        images = images.contiguous(memory_format=torch.channels_last)
+        first, second = split(plain_layout(self.network(images)), len(batch))
+        example = self._look_at_example(batch) if self._example else None
         with torch.autocast(images.device.type, enabled=False):  # losses stay in single precision
             losses = self.descriptor_losses(first, second, batch)
             losses |= self.detector_losses(first, second, batch, step)
+            losses |= self.teacher_losses(first, batch)
+            if example is not None:
+                losses["imitate"] = imitation(first, example)
         return {name: getattr(self.weights, name) * value for name, value in losses.items()}
 
+    @torch.no_grad()
+    def _look_at_example(self, batch: PairBatch) -> DenseFeatures:
+        """What the example says of the first views, undisturbed by photometric change."""
+        example = self._example[0].to(batch.image0.device)
+        image = batch.image0
+        if image.shape[1] != example.channels:
+            image = image.mean(1, keepdim=True).expand(-1, int(example.channels), -1, -1)  # type: ignore[arg-type]
+        return plain_layout(example(image))
+
     def descriptor_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
+        """`match` and SAMFeat's `des` on the same correspondences, `wsc` on their points in the first view."""
+        weights = self.weights
+        if not (weights.match or weights.des or weights.wsc):
+            return {}
         size = (batch.image0.shape[-1], batch.image0.shape[-2])
         points0, valid = self.choose_points(first.score.detach().float(), batch.valid01)
         points1 = matching.gather_pixels(batch.warp01, points0).nan_to_num(0)
-        descriptors0 = F.normalize(sample(first.descriptors.float(), points0, size), dim=-1)
-        descriptors1 = F.normalize(sample(second.descriptors.float(), points1, size), dim=-1)
-        return {"match": matching.dual_softmax(descriptors0, descriptors1, points0, valid, self.config.scale)}
+        descriptors0, attention0 = describe(first, points0, size)
+        descriptors1, attention1 = describe(second, points1, size)
+        losses = {}
+        if weights.match:
+            losses["match"] = matching.dual_softmax(descriptors0, descriptors1, points0, valid, self.config.scale)
+        if weights.des:
+            losses["des"] = descriptor_triplet(
+                descriptors0, descriptors1, points1, valid, attention0=attention0, attention1=attention1
+            )
+        if weights.wsc and batch.groups0 is not None:
+            groups = matching.gather_pixels(batch.groups0[..., None], points0)[..., 0]
+            scaled = descriptors0 if attention0 is None else descriptors0 * attention0[..., None]
+            losses["wsc"] = semantic_contrast(scaled, groups, has_teacher=batch.has_teacher)
+        return losses
+
+    def teacher_losses(self, first: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
+        """`dis` and `edge` of the first views that a teacher has seen, `det` of those that are labelled."""
+        losses = {}
+        if self.weights.dis and first.distill is not None and batch.groups0 is not None:
+            embedding = batch.embedding0
+            losses["dis"] = relation_distillation(
+                first.distill,
+                embedding=embedding,
+                groups=batch.groups0 if embedding is None else None,
+                attention=first.weight,
+                has_teacher=batch.has_teacher,
+                positions=self.config.relation_positions,
+            )
+        if self.weights.edge and first.edge is not None and batch.edges0 is not None:
+            losses["edge"] = edge_loss(first.edge, batch.edges0, has_teacher=batch.has_teacher)
+        if self.weights.det and batch.keypoints0 is not None:
+            losses["det"] = detection_loss(first.score, batch.keypoints0)
+        return losses
 
     def choose_points(self, score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, 2) whole pixels, half detected peaks and half anywhere, and (B, N) bool: has a counterpart."""
@@ -84,13 +164,19 @@ class FeatureTask(nn.Module):
     def detector_losses(
         self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch, step: int
     ) -> dict[str, Tensor]:
+        """The detector's own losses: corners at first, then what both views agree on."""
+        weights = self.weights
         score0, score1 = first.score.float(), second.score.float()
-        if step < self.config.bootstrap_steps:
-            target = corner_consensus(batch)
-            return {"bootstrap": bootstrap_loss(score0, target, batch.valid01)}
-        offsets = tuple(tuple(torch.randint(matching.CELL, (2,)).tolist()) for _ in range(2))
-        losses = {"repeat": matching.expected_repeatability(score0, score1, batch.warp01, batch.warp10, offsets=offsets)}
-        losses["matchable"], losses["reproject"] = self.peak_losses(first, second, batch)
+        if weights.bootstrap and step < self.config.bootstrap_steps:
+            return {"bootstrap": bootstrap_loss(score0, corner_consensus(batch))}
+        losses = {}
+        if weights.repeat:
+            offsets = [tuple(torch.randint(matching.CELL, (2,)).tolist()) for _ in range(2)]
+            losses["repeat"] = matching.expected_repeatability(
+                score0, score1, batch.warp01, batch.warp10, offsets=(offsets[0], offsets[1])
+            )
+        if weights.matchable or weights.reproject:
+            losses["matchable"], losses["reproject"] = self.peak_losses(first, second, batch)
         return losses
 
     def peak_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -103,11 +189,7 @@ class FeatureTask(nn.Module):
         peaks0, _ = detect(score0.detach(), interior, count, radius)
         peaks1, _ = detect(score1.detach(), interior, count, radius)
         with torch.no_grad():
-            descriptors = [
-                F.normalize(sample(dense.descriptors.float(), peaks, size), dim=-1)
-                for dense, peaks in ((first, peaks0), (second, peaks1))
-            ]
-            similarity = descriptors[0] @ descriptors[1].transpose(1, 2)
+            similarity = describe(first, peaks0, size)[0] @ describe(second, peaks1, size)[0].transpose(1, 2)
         warped0 = matching.gather_pixels(batch.warp01, peaks0)
         warped1 = matching.gather_pixels(batch.warp10, peaks1)
         found0 = nearest_peak(warped0, peaks1, similarity)
@@ -136,6 +218,13 @@ class Found:
     index: Tensor  # (B, K) row of that peak
     matched: Tensor  # (B, K) bool, mutual nearest neighbour by descriptor as well
     visible: Tensor  # (B, K) bool, has a true counterpart at all
+
+
+def describe(dense: DenseFeatures, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Unit descriptors (B, N, D) at pixel positions (B, N, 2), and their attention weights (B, N) if there are any."""
+    descriptors = F.normalize(sample(dense.descriptors.float(), points, size), dim=-1)
+    attention = None if dense.weight is None else sample(dense.weight.float(), points, size)[..., 0]
+    return descriptors, attention
 
 
 def nearest_peak(warped: Tensor, peaks: Tensor, similarity: Tensor) -> Found:
@@ -193,7 +282,7 @@ def corner_response(image: Tensor) -> Tensor:
     return smaller.clamp(min=0).sqrt()
 
 
-def bootstrap_loss(score: Tensor, response: Tensor, valid: Tensor) -> Tensor:
+def bootstrap_loss(score: Tensor, response: Tensor) -> Tensor:
     """Cross-entropy of the cell distribution to the strongest corner, and of its logit to "is a corner"."""
     logits = F.pixel_unshuffle(score, matching.CELL)
     corner = F.pixel_unshuffle(response, matching.CELL).amax(1)
@@ -207,12 +296,13 @@ def bootstrap_loss(score: Tensor, response: Tensor, valid: Tensor) -> Tensor:
 
 def plain_layout(dense: DenseFeatures) -> DenseFeatures:
     """Channels-last is fast for convolutions and slow for everything that follows."""
-    return DenseFeatures(*(None if part is None else part.contiguous() for part in dense))
+    return DenseFeatures(*(None if part is None else part.contiguous() for part in dense))  # type: ignore[arg-type]
 
 
 def split(dense: DenseFeatures, count: int) -> tuple[DenseFeatures, DenseFeatures]:
     """The answers for the first `count` images of a batch, and for the rest."""
-    return tuple(  # type: ignore[return-value]
-        DenseFeatures(*(None if part is None else part[half] for part in dense))
+    first, second = (
+        DenseFeatures(*(None if part is None else part[half] for part in dense))  # type: ignore[arg-type]
         for half in (slice(0, count), slice(count, None))
     )
+    return first, second

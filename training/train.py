@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
-import zlib
 
-from samfeat_core.models import build_network
+from samfeat_core.errors import SamfeatError
+from samfeat_core.models import find_class
+from samfeat_core.weights import load_into, load_network
 from training.config import DataConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask
+from training.labels.store import LabelStore
 from training.pairs import PairBatch, concatenate
 from training.pairs.homography import HomographyPairs
 from training.pairs.photometric import Photometric
-from training.pairs.photos import PhotoSource, load_photos
+from training.pairs.photos import PhotoLoader, PhotoSource, load_photos
+from training.pairs.stored import PairSampler, StoredPairs
+from training.scfeat.train import ScfeatConfig, names_stage
+from training.scfeat.train import train as train_scfeat
+from training.teacher.store import TeacherStore
 from training.trainer import Trainer, start_distributed
 from training.validation import MatchingValidation
 
@@ -25,7 +32,7 @@ from training.validation import MatchingValidation
 class MixedSource:
     """Batches of photographs under homographies, with a share of pairs that have true parallax."""
 
-    def __init__(self, photos: HomographyPairs | None, parallax: Any | None, share: float) -> None:
+    def __init__(self, photos: HomographyPairs | None, parallax: PairSampler | None, share: float) -> None:
         self.photos, self.parallax, self.share = photos, parallax, share
 
     def sample(self, count: int) -> PairBatch:
@@ -38,11 +45,11 @@ class MixedSource:
         return concatenate(batches)
 
     def state(self) -> Any:
-        return None if self.photos is None else self.photos.photos.state()
+        return [part.state() for part in (self.photos, self.parallax) if part is not None]
 
     def restore(self, state: Any) -> None:
-        if self.photos is not None:
-            self.photos.photos.restore(state)
+        for part, value in zip([p for p in (self.photos, self.parallax) if p is not None], state, strict=True):
+            part.restore(value)
 
 
 def hold_out(photos: PhotoSource, share: float) -> tuple[PhotoSource, PhotoSource]:
@@ -66,27 +73,44 @@ def validation_batches(photos: PhotoSource, data: DataConfig, device: torch.devi
     return batches
 
 
+def stored_pairs(data: DataConfig, channels: int, device: torch.device) -> PairSampler:
+    """All pairs with true parallax of the folders, in memory."""
+    stored = [StoredPairs(folder) for folder in data.pairs]
+    every = [pairs[index] for pairs in stored for index in range(len(pairs))]
+    return PairSampler(every, data.size, channels, device)
+
+
 def train(config: TrainConfig, output: Path, device: torch.device) -> float:
     """Run one configuration; returns the best validation score."""
-    network = build_network(config.model)
-    channels: int = network.channels  # type: ignore[assignment]
-    everything = load_photos([Path(folder) for folder in config.data.photos], channels, config.data.long_side, device)
-    photos, held = hold_out(everything, config.data.validation)
-    validate = MatchingValidation(validation_batches(held, config.data, device))
+    data = config.data
+    network_class = find_class(config.model)
+    loader = PhotoLoader(
+        network_class.channels,  # type: ignore[attr-defined]
+        data.long_side,
+        TeacherStore(data.teacher) if data.teacher else None,
+        LabelStore(data.labels) if data.labels else None,
+    )
+    everything = load_photos(data.photos, loader, device)
+    photos, held = hold_out(everything, data.validation)
+    validate = MatchingValidation(validation_batches(held, data, device))
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     torch.manual_seed(config.seed)
-    network = build_network(config.model)
-    torch.manual_seed(config.seed + 1000 * rank)
-    source = MixedSource(HomographyPairs(photos, config.data.size, device, config.data.homography), None, 0)
+    network = network_class()
+    if config.init:
+        load_into(network, config.init)
+    example = load_network(config.imitate.model, config.imitate.weights) if config.imitate else None
+    torch.manual_seed(config.seed + 1000 * rank)  # the same network everywhere, other views on every rank
+    parallax = stored_pairs(data, loader.channels, device) if data.pairs and data.parallax else None
+    source = MixedSource(HomographyPairs(photos, data.size, device, data.homography), parallax, data.parallax)
     if rank == 0:
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
     trainer = Trainer(
-        FeatureTask(network, config.task, config.losses),
+        FeatureTask(network, config.task, config.losses, example),
         source,
         validate,
         output,
-        batch=config.data.batch,
+        batch=data.batch,
         steps=config.steps,
         optimizer=config.optimizer,
         precision=config.precision,
@@ -108,8 +132,11 @@ def main(
         torch.set_num_threads(threads)
     try:
         chosen = start_distributed(device)
-        best = train(load_config(config, set_), output, chosen)
-    except (ValueError, OSError) as error:
+        if names_stage(config):
+            best = train_scfeat(load_config(config, set_, ScfeatConfig), output, chosen)
+        else:
+            best = train(load_config(config, set_), output, chosen)
+    except (ValueError, OSError, SamfeatError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.detection import detect, refine, sample
-from training.losses.matching import gather_pixels
+from training.feature_task import carry
 from training.pairs import PairBatch
 
 
@@ -27,28 +29,25 @@ class MatchingValidation:
     def __call__(self, network: nn.Module) -> dict[str, float]:
         errors, shares = [], []
         for batch in self.batches:
-            points0, descriptors0 = self._extract(network, batch.image0)
-            points1, descriptors1 = self._extract(network, batch.image1)
+            pixels0, points0, descriptors0 = self._extract(network, batch.image0)
+            _, points1, descriptors1 = self._extract(network, batch.image1)
             similarity = descriptors0 @ descriptors1.transpose(1, 2)
             best, back = similarity.argmax(2), similarity.argmax(1)
             mutual = back.gather(1, best) == torch.arange(best.shape[1], device=best.device)
-            truth = gather_pixels(batch.warp01, points0.round()) + (points0 - points0.round())
+            truth = carry(batch.warp01, pixels0, points0 - pixels0).points
             error = (points1.gather(1, best[..., None].expand(-1, -1, 2)) - truth).norm(dim=-1)
             visible = torch.isfinite(truth).all(-1)
             for row, keep in zip(error, mutual & visible, strict=True):
                 errors.append(row[keep])
             shares.append(mutual.float().sum(1))
-        accuracy = {
-            f"mma{limit}": float(torch.stack([(e < limit).float().mean() if len(e) else e.new_zeros(()) for e in errors]).mean())
-            for limit in (1, 3)
-        }
+        accuracy = {f"mma{limit}": mean([share_below(error, limit) for error in errors]) for limit in (1, 3)}
         return {
             **accuracy,
-            "matches": float(torch.cat(shares).mean()),
+            "matches": mean(torch.cat(shares).tolist()),
             "score": (accuracy["mma1"] + accuracy["mma3"]) / 2,
         }
 
-    def _extract(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _extract(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dense = network(image)
         score = dense.score.float()
         mask = torch.zeros_like(score)
@@ -59,4 +58,9 @@ class MatchingValidation:
         descriptors = F.normalize(sample(dense.descriptors.float(), points, size), dim=-1)
         if dense.weight is not None:
             descriptors = descriptors * sample(dense.weight.float(), points, size)
-        return points, descriptors
+        return pixels, points, descriptors
+
+
+def share_below(errors: Tensor, limit: float) -> float:
+    """Share of matches whose error in pixels is below the limit; 0 where there are no matches."""
+    return float((errors < limit).float().mean()) if len(errors) else 0.0

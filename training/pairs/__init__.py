@@ -48,14 +48,15 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> PairBatch:
         values = (getattr(self, f.name) for f in fields(self))
-        return PairBatch(*(None if v is None else v.to(device, non_blocking=True) for v in values))
+        moved = [None if value is None else value.to(device, non_blocking=True) for value in values]
+        return PairBatch(*moved)  # type: ignore[arg-type]
 
 
 def concatenate(batches: list[PairBatch]) -> PairBatch:
-    """One batch of several; a teacher map that only some have is filled with zeros for the others."""
+    """One batch of several; a teacher map that only some have is zeros for the others, labels are NaN (unknown)."""
     if len(batches) == 1:
         return batches[0]
-    joined = {}
+    joined: dict[str, Tensor | None] = {}
     for f in fields(PairBatch):
         parts = [getattr(batch, f.name) for batch in batches]
         like = next((part for part in parts if part is not None), None)
@@ -63,9 +64,13 @@ def concatenate(batches: list[PairBatch]) -> PairBatch:
             joined[f.name] = None
             continue
         joined[f.name] = torch.cat(
-            [like.new_zeros(len(b), *like.shape[1:]) if p is None else p for b, p in zip(batches, parts, strict=True)]
+            [_missing(f.name, like, len(b)) if part is None else part for b, part in zip(batches, parts)]
         )
-    return PairBatch(**joined)
+    return PairBatch(**joined)  # type: ignore[arg-type]
+
+
+def _missing(name: str, like: Tensor, count: int) -> Tensor:
+    return like.new_full((count, *like.shape[1:]), float("nan") if name == "keypoints0" else 0)
 
 
 def pixel_grid(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:

@@ -75,6 +75,13 @@ class HomographyPairs:
         self._add_teacher(batch, photos, coordinates[0], inside[0])
         return batch
 
+    def state(self) -> list[int]:
+        """What resuming needs besides torch's random state."""
+        return self.photos.state()
+
+    def restore(self, state: list[int]) -> None:
+        self.photos.restore(state)
+
     def _first_view(self, sizes: Tensor) -> Tensor:
         """(B, 3, 3) similarity from view pixels to photograph pixels: a random, sometimes mirrored crop."""
         count = len(sizes)
@@ -113,7 +120,7 @@ class HomographyPairs:
     def _render(self, photos: list[Photo], coordinates: Tensor) -> Tensor:
         """(B, C, H, W) views sampled at photograph coordinates, from the pyramid level of their scale."""
         views = []
-        for photo, at in zip(photos, coordinates, strict=True):
+        for photo, at in zip(photos, coordinates):
             row, column = self.height // 2, self.width // 2
             step = (at[row + 1, column + 1] - at[row, column]).norm() / math.sqrt(2)  # photograph pixels per view pixel
             level = photo.level(float(step))
@@ -138,24 +145,26 @@ class HomographyPairs:
     def _add_teacher(self, batch: PairBatch, photos: list[Photo], at: Tensor, inside: Tensor) -> None:
         """Teacher maps and pseudo-labels of the first view, in its frame."""
         if any(photo.groups is not None for photo in photos):
-            batch.groups0 = torch.cat([self._nearest(p, p.groups, a) for p, a in zip(photos, at, strict=True)])
-            batch.groups0 = batch.groups0.long() * inside
-            edges = torch.cat([self._nearest(p, p.edges, a) for p, a in zip(photos, at, strict=True)])
-            batch.edges0 = (edges.float() * inside)[:, None]
+            planes = [self._label_maps(photo, coordinates) for photo, coordinates in zip(photos, at)]
+            batch.groups0 = torch.stack([groups for groups, _ in planes]) * inside
+            batch.edges0 = (torch.stack([edges for _, edges in planes]) * inside)[:, None]
         if any(photo.embedding is not None for photo in photos):
-            batch.embedding0 = torch.cat([self._embedding(p, a) for p, a in zip(photos, at, strict=True)])
+            batch.embedding0 = torch.cat([self._embedding(p, a) for p, a in zip(photos, at)])
         if any(photo.keypoints is not None for photo in photos):
-            batch.keypoints0 = torch.stack(
-                [self._keypoint_map(p, a, torch.as_tensor(i)) for p, a, i in zip(photos, at, inside, strict=True)]
-            )
+            batch.keypoints0 = torch.stack([self._keypoint_map(p, a, i) for p, a, i in zip(photos, at, inside)])
 
-    def _nearest(self, photo: Photo, plane: Tensor | None, at: Tensor) -> Tensor:
-        """(1, H, W) integer plane of the photograph at the view's pixels; zeros where it has none."""
-        if plane is None:
-            return torch.zeros(1, self.height, self.width, dtype=torch.int64, device=self.device)
-        x = at[..., 0].round().long().clamp(0, photo.size[0] - 1)
-        y = at[..., 1].round().long().clamp(0, photo.size[1] - 1)
-        return plane.to(self.device)[y, x].long()[None]
+    def _label_maps(self, photo: Photo, at: Tensor) -> tuple[Tensor, Tensor]:
+        """(H, W) int64 groups and (H, W) float32 edges at the view's pixels, of one annotator drawn anew."""
+        if photo.groups is None or photo.edges is None:
+            empty = torch.zeros(self.height, self.width, device=self.device)
+            return empty.long(), empty
+        annotator = int(torch.randint(len(photo.groups), ()))
+        sides = photo.groups.shape[2], photo.groups.shape[1]  # of the photograph as the teacher saw it
+        x, y = (
+            ((at[..., axis] + 0.5) * sides[axis] / photo.size[axis]).floor().long().clamp(0, sides[axis] - 1)
+            for axis in (0, 1)
+        )
+        return photo.groups[annotator, y, x].long(), photo.edges[annotator, y, x].float()
 
     def _embedding(self, photo: Photo, at: Tensor) -> Tensor:
         """(1, 256, H/8, W/8): the teacher's embedding; SAM pads the photograph to a square, top left."""

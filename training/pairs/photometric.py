@@ -7,6 +7,7 @@ times as long on a CPU, where they would have been most of a training step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class Photometric:
         images = self._apply(noise, images, 0.5)
         return self._apply(jpeg, images, 0.15).clamp(0, 1)
 
-    def _apply(self, change, images: Tensor, probability: float) -> Tensor:  # type: ignore[no-untyped-def]
+    def _apply(self, change: Callable[[Tensor, float], Tensor], images: Tensor, probability: float) -> Tensor:
         chosen = (torch.rand(len(images)) < probability).nonzero()[:, 0]
         if len(chosen):
             chosen = chosen.to(images.device)
@@ -77,7 +78,8 @@ def blur(images: Tensor, strength: float) -> Tensor:
     angle = torch.rand(len(images), 1, 1) * math.pi
     along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
     minor = 0.4 + torch.rand(len(images), 1, 1) * 0.8 * strength
-    major = torch.where(torch.rand(len(images), 1, 1) < 0.5, minor, minor + torch.rand(len(images), 1, 1) * 2 * strength)
+    moving = torch.rand(len(images), 1, 1) < 0.5
+    major = minor + moving * torch.rand(len(images), 1, 1) * 2 * strength
     kernels = torch.exp(-0.5 * ((along / major) ** 2 + (across / minor) ** 2))
     kernels = (kernels / kernels.sum((1, 2), keepdim=True)).to(images.device)
     planes = images.transpose(0, 1)  # images as channels, so that each has its own kernel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+from training.labels.store import LabelStore
+from training.photo_store import SkipPhoto, StoreError, find_photos, read_photo
+from training.teacher.store import TeacherStore
 
 
 @dataclass
@@ -22,10 +24,11 @@ class Photo:
     """One photograph with what the teacher said of it.
 
     Attributes:
+        name: its path below the folder it came from, without suffix.
         levels: uint8 (C, h, w) at full, half and quarter size; C = 1 grey or 3 RGB.
-        groups, edges: (h, w) integer label map and binary edge map at full size, or None.
+        groups, edges: (K, h, w) alternative label maps (int32) and their border maps (bool), or None.
         embedding: (256, 64, 64) float16 of the SAM encoder, or None.
-        keypoints: (n, 2) float32 labelled keypoints in pixels, or None.
+        keypoints: (n, 2) float32 labelled keypoints in pixels of the full level, or None.
     """
 
     name: str
@@ -42,11 +45,19 @@ class Photo:
 
     @property
     def has_teacher(self) -> bool:
-        return self.groups is not None or self.embedding is not None
+        return self.groups is not None
 
     def level(self, step: float) -> Tensor:
         """The pyramid level to sample from when one view pixel spans `step` photograph pixels."""
         return self.levels[0 if step < 1.5 else 1 if step < 3 else 2]
+
+    def to(self, device: torch.device | str) -> Photo:
+        self.levels = [level.to(device) for level in self.levels]
+        for name in ("groups", "edges", "embedding", "keypoints"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value.to(device))
+        return self
 
 
 @dataclass
@@ -80,65 +91,88 @@ class PhotoSource:
         return len(self.photos)
 
 
-def list_photos(folders: list[Path]) -> list[Path]:
-    """Every image file below the folders, sorted; ValueError names a folder that has none."""
-    paths: list[Path] = []
-    for folder in folders:
-        found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"{folder}: no photographs there ({', '.join(sorted(SUFFIXES))})")
-        paths += found
-    return paths
+@dataclass(frozen=True)
+class PhotoLoader:
+    """Decodes photographs, and finds what the stores hold of them.
 
+    Attributes:
+        channels: 1 grey or 3 RGB.
+        long_side: photographs larger than this are reduced to it.
+        teacher, labels: stores to look in, or None.
+    """
 
-def read_image(path: Path, channels: int) -> np.ndarray:
-    """(H, W) or (H, W, 3) RGB uint8; ValueError when the file is not an image that can be decoded."""
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR) if len(data) else None
-    if image is None:
-        raise ValueError("not a readable image")
-    return image if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    channels: int
+    long_side: int = 640
+    teacher: TeacherStore | None = None
+    labels: LabelStore | None = None
 
+    def load(self, path: Path, name: str) -> Photo:
+        """One photograph. SkipPhoto or StoreError say why it cannot be used."""
+        image = read_photo(path, grey=self.channels == 1)
+        size = image.shape[1], image.shape[0]
+        scale = self.long_side / max(size)
+        if scale < 1:
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        if self.channels == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        levels = [torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))]
+        for _ in range(2):
+            levels.append(F.avg_pool2d(levels[-1].float(), 2).round().to(torch.uint8))
+        photo = Photo(name, levels)
+        self._add_teacher(photo, path, size)
+        self._add_labels(photo, path, size)
+        return photo
 
-def load_photo(path: Path, channels: int, long_side: int) -> Photo:
-    """Decode one photograph, no larger than `long_side`, with its pyramid."""
-    image = read_image(path, channels)
-    scale = long_side / max(image.shape[:2])
-    if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    full = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
-    levels = [full]
-    for _ in range(2):
-        levels.append(F.avg_pool2d(levels[-1].float(), 2).round().to(torch.uint8))
-    return Photo(path.stem, levels)
+    def _add_teacher(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
+        entry_name = self.teacher.find(path) if self.teacher is not None else None
+        if self.teacher is None or entry_name is None:
+            return
+        entry = self.teacher.entry(entry_name)
+        if entry.image_size != size:
+            raise SkipPhoto(f"is {size[0]}x{size[1]}, the teacher saw {entry.image_size[0]}x{entry.image_size[1]}")
+        photo.groups = torch.from_numpy(entry.groups.astype(np.int32))
+        photo.edges = torch.from_numpy(entry.edges)
+        photo.embedding = None if entry.embedding is None else torch.from_numpy(entry.embedding)
+
+    def _add_labels(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
+        entry_name = self.labels.find(path) if self.labels is not None else None
+        if self.labels is None or entry_name is None:
+            return
+        ratio = np.array(photo.size, np.float32) / size
+        keypoints = (self.labels.labels(entry_name).keypoints + 0.5) * ratio - 0.5
+        photo.keypoints = torch.from_numpy(keypoints.astype(np.float32))
 
 
 def load_photos(
-    folders: list[Path], channels: int, long_side: int = 640, device: torch.device | str = "cpu", workers: int = 4
+    folders: Sequence[str | Path], loader: PhotoLoader, device: torch.device | str = "cpu", workers: int = 4
 ) -> PhotoSource:
-    """Decode every photograph of the folders into memory; those that fail are listed and skipped."""
-    paths = list_photos(folders)
+    """Every photograph of the folders, in memory; those that cannot be used are listed and skipped.
+
+    Raises:
+        ValueError: a folder has no photographs, or none of them can be used.
+    """
+    try:
+        found = [photo for folder in folders for photo in find_photos(folder)]
+    except StoreError as error:
+        raise ValueError(str(error)) from None
     skipped: list[tuple[Path, str]] = []
     photos: list[Photo] = []
+
+    def decode(path: Path, name: str) -> Photo | str:
+        try:
+            return loader.load(path, name)
+        except (SkipPhoto, StoreError, OSError) as error:
+            return str(error)
+
     with ThreadPoolExecutor(workers) as pool:
-        for path, photo in zip(paths, tqdm(_decoded(pool, paths, channels, long_side), "photographs", len(paths))):
-            if isinstance(photo, Photo):
-                photo.levels = [level.to(device) for level in photo.levels]
-                photos.append(photo)
+        results: Iterator[Photo | str] = pool.map(decode, [f.path for f in found], [f.name for f in found])
+        for source, result in zip(found, tqdm(results, "photographs", len(found), unit="photo")):
+            if isinstance(result, str):
+                skipped.append((source.path, result))
             else:
-                skipped.append((path, photo))
+                photos.append(result.to(device))
     for path, reason in skipped:
         tqdm.write(f"skipped {path}: {reason}")
     if not photos:
-        raise ValueError(f"none of the {len(paths)} photographs under {', '.join(map(str, folders))} could be read")
+        raise ValueError(f"none of the {len(found)} photographs under {', '.join(map(str, folders))} could be used")
     return PhotoSource(photos, skipped)
-
-
-def _decoded(pool: ThreadPoolExecutor, paths: list[Path], channels: int, long_side: int) -> Iterator[Photo | str]:
-    def decode(path: Path) -> Photo | str:
-        try:
-            return load_photo(path, channels, long_side)
-        except (ValueError, OSError, cv2.error) as error:
-            return str(error).splitlines()[0]
-
-    return pool.map(decode, paths)

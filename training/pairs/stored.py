@@ -173,6 +173,13 @@ class PairSampler:
     def __len__(self) -> int:
         return len(self.source)
 
+    def state(self) -> list[int]:
+        """The rest of the current epoch's order; with torch's random state it resumes the sequence."""
+        return list(self._order)
+
+    def restore(self, state: list[int]) -> None:
+        self._order = list(state)
+
     def sample(self, count: int) -> PairBatch:
         """`count` pairs; randomness is torch's global generator, so a saved state resumes the sequence."""
         while len(self._order) < count:
