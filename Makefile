@@ -50,7 +50,7 @@ endif
 
 $(ROOM)/rendered.json: training/scenes.py training/render_sequence.py | $(READY)
 	@rm -f $@
-	$(PY) -m training.render_sequence --output $(ROOM) --scene room --seed 5
+	$(PY) -m training.render_sequence --output $(ROOM) --scene room
 
 $(ROOM_BAG)/metadata.yaml: $(ROOM)/rendered.json samfeat_ros/sequence_to_bag.py | $(READY)
 	$(PY) -m samfeat_ros.sequence_to_bag $(ROOM) $(ROOM_BAG) --overwrite

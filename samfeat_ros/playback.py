@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import cycle
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -374,6 +375,7 @@ class Playback:
         self.diagnostics: deque[dict[str, str]] = deque(maxlen=10_000)
         self._open: dict[int, Answer] = {}  # by stamp, the answers that may still grow
         self._seen: set[str] = set()
+        self._reports = 0
 
     def __enter__(self) -> Playback:
         import rclpy
@@ -446,6 +448,7 @@ class Playback:
         values = values_from_msg(message, self.process.name)
         if values is not None:
             self.diagnostics.append(values)
+            self._reports += 1
 
     def spin(self, seconds: float) -> None:
         """Take in what comes for that long."""
@@ -453,9 +456,10 @@ class Playback:
         while (left := until - time.monotonic()) > 0:
             self._executor.spin_once(timeout_sec=left)
 
-    def wait_until_ready(self, first: Frame) -> None:
-        """Wait until the node is active and has answered the first image on every topic that is listened to.
+    def wait_until_ready(self, *frames: Frame) -> None:
+        """Wait until the node is active and has answered one of these images on every topic that is listened to.
 
+        They are published in turn until it has; one is enough, more help where the first may be damaged.
         By then the engine for that image size is built and everybody has found everybody. The node is then deactivated
         and activated again, which sets its tracks and counters to zero, so that `play` begins afresh.
 
@@ -465,8 +469,10 @@ class Playback:
         until = time.monotonic() + self.process.timeout
         self._wait_for(lambda: self._images.get_subscription_count() > 0, until, "does not subscribe to the images")
         wanted = {topic for topic in self.listen if topic not in ("restart", "tracks")}
-        while not wanted <= self._seen:
-            self._publish(first)
+        for frame in cycle(frames):
+            if wanted <= self._seen:
+                break
+            self._publish(frame)
             pause = min(time.monotonic() + 1.0, until)
             missing = ", ".join(sorted(wanted - self._seen))
             what = f"answered no image on {missing}"
@@ -562,7 +568,11 @@ class Playback:
                 on_frame(answer)
         if rate is not None and self.answers:
             self._await_answer(self.answers[-1], topics, min(answer_timeout, 2.0))
-        self.spin(1.2)  # one more diagnostics message, which counts everything
+        # a report that was made after the last answer counts everything
+        reports = self._reports
+        until = time.monotonic() + 3.0
+        while self._reports == reports and time.monotonic() < until:
+            self._executor.spin_once(timeout_sec=0.1)
 
     def _await_answer(self, answer: Answer, topics: set[str], timeout: float) -> None:
         until = time.monotonic() + timeout

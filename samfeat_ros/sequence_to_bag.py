@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ from samfeat_core.errors import SamfeatError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 ENCODINGS = ("auto", "mono8", "bgr8", "rgb8")
 FORMATS = ("raw", "jpeg", "png")
-METADATA_VERSION = 8  # the newest that rosbag2 of Humble reads too
+METADATA_VERSION: Literal[8] = 8  # the newest that rosbag2 of Humble reads too
 
 
 class SequenceError(SamfeatError):

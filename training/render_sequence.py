@@ -45,6 +45,7 @@ def render_sequence(
     height: int = typer.Option(480, min=32, help="Image height in pixels."),
     textures: str = typer.Option("skimage", help="Folder of pictures, or 'skimage' for those inside scikit-image."),
     scene: str = typer.Option("room", help=f"Kind of scene: {', '.join(SCENES)}."),
+    field_of_view: float = typer.Option(75.0, min=10.0, max=140.0, help="Horizontal, in degrees."),
     rate: float = typer.Option(20.0, min=0.1, help="Frames per second."),
     speed: float = typer.Option(0.0, min=0.0, help="Metres per second; 0 = what suits the scene."),
     seed: int = typer.Option(0, help="Same seed, same pictures."),
@@ -53,7 +54,7 @@ def render_sequence(
     if scene not in SCENES:
         raise typer.BadParameter(f"--scene {scene}: expected one of {', '.join(SCENES)}")
     settings = dict(frames=frames, width=width, height=height, textures=textures, scene=scene, rate=rate, speed=speed,
-                    seed=seed)  # fmt: skip
+                    field_of_view=field_of_view, seed=seed)  # fmt: skip
     done = output / "rendered.json"  # written last: a rendering that was cut off is done again
     if done.is_file() and json.loads(done.read_text()) == settings:
         typer.echo(f"{output}: already rendered")
@@ -70,7 +71,7 @@ def render_sequence(
         (output / name).mkdir(parents=True, exist_ok=True)
         for old in (output / name).iterdir():
             old.unlink()
-    matrix = pinhole((width, height))
+    matrix = pinhole((width, height), field_of_view)
     for index, pose in enumerate(tqdm(poses, desc=f"rendering {scene}", unit="frame")):
         write_frame(output, index, world.render(matrix, (width, height), pose))
     write_numbers(output / "calib.txt", np.hstack([matrix, np.zeros((3, 1))]).reshape(1, 12), "P0: ")
