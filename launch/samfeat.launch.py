@@ -20,7 +20,7 @@ ARGUMENTS = {
     "camera_info_topic": ("", "CameraInfo topic; empty: `camera_info` beside the image topic."),
     "image_transport": ("", "raw or compressed; empty: from params_file."),
     "model": ("", "Network: samfeat-nano, samfeat or scfeat; empty: from params_file."),
-    "device": ("", "auto, cpu, cuda or cuda:N; empty: from params_file."),
+    "device": ("", "auto, cpu or cuda; empty: from params_file."),
     "engine": ("", "auto, eager, compile, tensorrt or openvino; empty: from params_file."),
     "params_file": (str(SHARE / "config" / "samfeat.yaml"), "YAML file with the node's parameters."),
     "namespace": ("", "Namespace of the node."),

@@ -158,7 +158,7 @@ class SamfeatNode(LifecycleNode):
                 max_keypoints=parameters.max_keypoints,
                 weights=parameters.weights or None,
                 threshold=None if parameters.threshold < 0 else parameters.threshold,
-                nms_radius=None if parameters.nms_radius < 0 else parameters.nms_radius,
+                nms_radius=None if parameters.nms_radius < 1 else parameters.nms_radius,
                 border=parameters.border,
                 resize=parameters.resize or None,
                 cache_dir=parameters.cache_dir or None,
@@ -166,6 +166,8 @@ class SamfeatNode(LifecycleNode):
             )
         except (SamfeatError, ValueError) as error:
             raise type(error)(f"require_cuda is set: {error}" if parameters.require_cuda else str(error)) from error
+        # Only now the weights are read. An engine that was built before loads without torch.
+        extractor.prepare(parameters.image_width, parameters.image_height)
         if parameters.require_cuda and not str(extractor.device).startswith("cuda"):
             raise ParameterError(f"require_cuda is set, but the network would run on {extractor.device}")
         return Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,6 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 
 # When a parameter may change: at start only, while the node is unconfigured, or at any time.
 START, CONFIGURE, LIVE = "start", "configure", "live"
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 class ParameterError(ValueError):
@@ -42,7 +39,7 @@ class Parameters:
     weights: str = _entry(
         "", "Weights file (.safetensors, or the authors' .pth); empty = the weights shipped for the model."
     )
-    device: str = _entry("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = _entry("auto", "auto takes CUDA where it works, else the CPU.", choices=("auto", "cpu", "cuda"))
     engine: str = _entry(
         "auto",
         "Inference engine; auto takes the fastest that works here and says why.",
@@ -52,16 +49,24 @@ class Parameters:
     cache_dir: str = _entry("", "Folder for built engines; empty = the user's cache folder.")
     resize: int = _entry(
         0, "Longest side in pixels of the image for the network; 0 = as received. Keypoints stay in pixels of the "
-        "image as received.", low=0, high=16384,
+        "image as received.", low=0, high=8192,
     )  # fmt: skip
+    image_width: int = _entry(
+        640,
+        "Expected width of the images: the engine for that size is built when the node is configured, for any other "
+        "size when its first image comes.",
+        low=32,
+        high=8192,
+    )
+    image_height: int = _entry(480, "Expected height of the images; see image_width.", low=32, high=8192)
     max_keypoints: int = _entry(1024, "Largest number of keypoints per frame.", change=LIVE, low=1, high=16384)
     threshold: float = _entry(
         -1.0, "Smallest score of a keypoint; negative = the model's own.", change=LIVE, low=-1.0, high=1.0
     )
     nms_radius: int = _entry(
-        -1, "Radius in pixels in which only the best keypoint stays; negative = the model's own.", low=-1, high=64
+        -1, "Radius in pixels in which only the best keypoint stays; 0 or less = the model's own.", low=-1, high=32
     )
-    border: int = _entry(4, "Width in pixels of the image border without keypoints.", low=0, high=1024)
+    border: int = _entry(4, "Width in pixels of the image border without keypoints.", low=0, high=256)
 
     # matching and tracks
     min_similarity: float = _entry(
@@ -115,16 +120,14 @@ class Parameters:
             _check(field, getattr(self, field.name))
         if not self.model:
             raise ParameterError("model is empty, expected samfeat-nano, samfeat or scfeat")
-        if not _DEVICE.fullmatch(self.device):
-            raise ParameterError(f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N")
         if self.require_cuda and (self.device == "cpu" or self.engine == "openvino"):
             raise ParameterError(f"require_cuda contradicts device {self.device!r} with engine {self.engine!r}")
         if self.device == "cpu" and self.engine in ("compile", "tensorrt"):
             raise ParameterError(f"engine {self.engine!r} needs a CUDA device, but device is 'cpu'")
-        if self.device.startswith("cuda") and self.engine == "openvino":
+        if self.device == "cuda" and self.engine == "openvino":
             raise ParameterError(f"engine 'openvino' runs on the CPU, but device is {self.device!r}")
-        if self.resize and self.resize <= 2 * self.border:
-            raise ParameterError(f"resize {self.resize} leaves nothing inside a border of {self.border} pixels")
+        if 0 < self.resize < max(32, 2 * self.border + 1):
+            raise ParameterError(f"resize is {self.resize}, expected 0 or at least 32 and more than two borders")
         return self
 
     def changed(self, values: Mapping[str, Any], configured: bool) -> Parameters:

@@ -15,3 +15,49 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
 for _name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
     os.environ.setdefault(_name, str(ROOT / "config" / "fastdds_shm.xml"))
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> str:
+    """A weights file of samfeat-nano: the shipped one, or one with random numbers where none is shipped yet."""
+    shipped = ROOT / "samfeat_core" / "weights" / "samfeat-nano.safetensors"
+    if shipped.is_file():
+        return str(shipped)
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    from samfeat_core.models import find_class
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "samfeat-nano.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in find_class("samfeat-nano")().state_dict().items()}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory) -> str:
+    """A folder in which the tests of one run share built engines."""
+    return str(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture
+def rig(weights, engine_cache, capfd):
+    """The samfeat node and a peer on real DDS; see ros_rig.py."""
+    pytest.importorskip("rclpy")
+    from ros_rig import Rig
+
+    rig = Rig(
+        {
+            "weights": weights,
+            "cache_dir": engine_cache,
+            "device": "cpu",
+            "threshold": 0.0,
+            "image_width": 160,
+            "image_height": 120,
+        },
+        capfd,
+    )
+    yield rig
+    rig.close()
