@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,7 +31,8 @@ class DetectAndMatch:
     """
 
     def __init__(self, name: str, budget: int) -> None:
-        self.detector = cv2.ORB_create(nfeatures=budget) if name == "orb" else cv2.SIFT_create(nfeatures=budget)
+        opencv: Any = cv2  # its stubs lack these
+        self.detector = opencv.ORB_create(nfeatures=budget) if name == "orb" else opencv.SIFT_create(nfeatures=budget)
         self.describe = _orb_rows if name == "orb" else _root_sift_rows
         self.dim, self.budget = (256, budget) if name == "orb" else (128, budget)
         self.tracker = FrameTracker(threshold_px=INLIER_THRESHOLD_PX, max_gap_s=MAX_GAP_S)
@@ -128,10 +130,8 @@ class LucasKanade:
     def _follow(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.image is None or not len(self.points):
             return np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
-        options = {"winSize": (21, 21), "maxLevel": 3}
-        start = self.points[:, None]
-        there, found, _ = cv2.calcOpticalFlowPyrLK(self.image, grey, start, None, **options)
-        back, found_back, _ = cv2.calcOpticalFlowPyrLK(grey, self.image, there, None, **options)
+        there, found = _flow(self.image, grey, self.points[:, None])
+        back, found_back = _flow(grey, self.image, there)
         there, back = there[:, 0], back[:, 0]
         good = (found.ravel() > 0) & (found_back.ravel() > 0)
         good &= np.linalg.norm(back - self.points, axis=1) < 0.5
@@ -154,6 +154,13 @@ class LucasKanade:
         ids = (self.next_id + np.arange(count)) % ID_LIMIT
         self.next_id = (self.next_id + count) % ID_LIMIT
         return ids
+
+
+def _flow(image: np.ndarray, other: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where points (N, 1, 2) of one image lie in another, and which were found."""
+    lucas_kanade: Any = cv2.calcOpticalFlowPyrLK  # OpenCV's stubs do not know the empty start
+    moved, found, _ = lucas_kanade(image, other, points, None, winSize=(21, 21), maxLevel=3)
+    return moved, found
 
 
 BASELINES: dict[str, tuple[str, Callable[[int], FrontEnd]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -214,6 +215,5 @@ def _numbers(content: dict[str, Any], key: str, count: int | None) -> np.ndarray
 
 def _restamped(cdr: bytes, stamp_ns: int) -> bytes:
     """The message with another header stamp (bytes 4 to 12 of CDR)."""
-    order = "little" if cdr[1] & 1 else "big"
     sec, nanosec = divmod(stamp_ns, 1_000_000_000)
-    return cdr[:4] + sec.to_bytes(4, order) + nanosec.to_bytes(4, order) + cdr[12:]
+    return cdr[:4] + struct.pack("<iI" if cdr[1] & 1 else ">iI", sec, nanosec) + cdr[12:]
