@@ -1,0 +1,213 @@
+"""FeatureExtractor: coordinates, masks, sizes, and agreement of the engines."""
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from samfeat_core import EngineError, FeatureExtractor, WeightsError
+from samfeat_core.models import build_network
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    network = build_network("samfeat-nano")
+    # Batch statistics of real images, so that the random network answers with some contrast.
+    network.train()
+    with torch.no_grad():
+        for seed in range(3):
+            network(torch.from_numpy(scene(128, 160, seed))[None, None].float() / 255)
+    save_file(network.state_dict(), path)
+    return path
+
+
+def scene(height, width, seed=0):
+    """A smooth random texture with rectangles: something to detect everywhere."""
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(rng.integers(0, 255, (height // 8, width // 8), np.uint8), (width, height))
+    for _ in range(60):
+        x, y = rng.integers(0, width), rng.integers(0, height)
+        cv2.rectangle(image, (int(x), int(y)), (int(x + 12), int(y + 9)), int(rng.integers(0, 255)), -1)
+    return image
+
+
+def make(weights, tmp_path, **options):
+    options.setdefault("engine", "eager")
+    options.setdefault("threshold", 0.0)
+    return FeatureExtractor.from_pretrained("samfeat-nano", "cpu", weights=weights, cache_dir=tmp_path, **options)
+
+
+def agreement(first, second):
+    """Share of the first's keypoints that the second has within 0.1 px, and the worst cosine of those."""
+    distance = np.linalg.norm(first.keypoints[:, None] - second.keypoints[None], axis=2)
+    nearest, near = distance.argmin(1), distance.min(1) < 0.1
+    cosines = (first.descriptors * second.descriptors[nearest]).sum(1)
+    return near.mean(), cosines[near].min()
+
+
+@pytest.mark.parametrize("engine", ["openvino", pytest.param("compile", marks=pytest.mark.slow)])
+def test_engines_agree_with_eager(weights, tmp_path, engine):
+    image = scene(480, 640)
+    extractor = make(weights, tmp_path, engine=engine)
+    reference = make(weights, tmp_path)(image)
+    features = extractor(image)
+    assert extractor.engine_name == engine
+    assert len(reference) == len(features) == 1024
+    near, cosine = agreement(reference, features)
+    assert near >= 0.99 and cosine >= 0.999
+
+
+def test_a_kept_engine_starts_without_torch(weights, tmp_path):
+    make(weights, tmp_path, engine="openvino").prepare(160, 128)
+    code = f"""
+import sys, numpy as np
+from samfeat_core import FeatureExtractor
+files = dict(weights={str(weights)!r}, cache_dir={str(tmp_path)!r})
+x = FeatureExtractor.from_pretrained('samfeat-nano', 'cpu', 'openvino', **files)
+x(np.random.default_rng(0).integers(0, 255, (128, 160), np.uint8))
+assert 'torch' not in sys.modules, 'torch was imported'
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_damaged_kept_engine_is_built_anew(weights, tmp_path):
+    image = scene(128, 160)
+    reference = make(weights, tmp_path, engine="openvino")(image)
+    (kept,) = tmp_path.glob("*.xml")
+    kept.write_text("<net")
+    np.testing.assert_allclose(make(weights, tmp_path, engine="openvino")(image).keypoints, reference.keypoints)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (123, 217), (33, 50), (376, 1241)])
+def test_any_size_keeps_keypoints_inside_the_image(weights, tmp_path, size):
+    features = make(weights, tmp_path)(scene(*size))
+    height, width = size
+    assert features.image_size == (width, height)
+    assert len(features) > 0
+    assert (features.keypoints >= 4 - 2.01).all()
+    assert (features.keypoints <= np.array([width - 5, height - 5]) + 2.01).all()
+    assert (np.diff(features.scores) <= 0).all()
+    np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, rtol=1e-5)
+
+
+def test_resize_maps_keypoints_back_by_half_pixel_centres(weights, tmp_path):
+    image = scene(256, 320)
+    doubled = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    native = make(weights, tmp_path)(image)
+    reduced = make(weights, tmp_path, resize=320)(doubled)  # INTER_AREA halves it to the same pixels
+    np.testing.assert_allclose((reduced.keypoints + 0.5) / 2 - 0.5, native.keypoints, atol=1e-3)
+
+
+def test_colour_is_reduced_to_grey_for_a_grey_network(weights, tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (128, 160, 3), np.uint8)
+    extractor = make(weights, tmp_path)
+    np.testing.assert_array_equal(
+        extractor(image).keypoints, extractor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)).keypoints
+    )
+
+
+def test_mask_keeps_keypoints_out(weights, tmp_path):
+    mask = np.zeros((200, 300), np.uint8)
+    mask[:, 150:] = 255
+    features = make(weights, tmp_path)(scene(200, 300), mask)
+    assert len(features) > 0 and (features.keypoints[:, 0] > 150 - 2.01).all()
+
+
+@pytest.mark.parametrize("value", [0, 90, 255])
+def test_a_featureless_image_has_no_features(weights, tmp_path, value):
+    features = make(weights, tmp_path)(np.full((240, 320), value, np.uint8))
+    assert len(features) == 0 and features.descriptors.shape == (0, 64)
+
+
+def test_max_keypoints_and_threshold_change_while_running(weights, tmp_path):
+    extractor, image = make(weights, tmp_path, max_keypoints=100), scene(240, 320)
+    assert len(extractor(image)) == 100
+    extractor.max_keypoints = 50
+    assert len(extractor(image)) == 50
+    extractor.max_keypoints = 150
+    features = extractor(image)
+    assert len(features) == 150
+    extractor.threshold = float(features.scores[70])
+    assert len(extractor(image)) in (70, 71)
+    extractor.threshold = 1.0
+    assert len(extractor(image)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"name": "sift"}, "unknown model 'sift'"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"engine": "onnx"}, "engine is 'onnx'"),
+        ({"device": "cpu", "engine": "tensorrt"}, "does not run on cpu"),
+        ({"max_keypoints": 0}, "max_keypoints is 0"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"nms_radius": 0}, "nms_radius is 0"),
+        ({"border": -1}, "border is -1"),
+        ({"resize": 8}, "resize is 8"),
+    ],
+)
+def test_impossible_arguments_are_named(weights, options, text):
+    with pytest.raises(ValueError, match=text):
+        FeatureExtractor.from_pretrained(**{"weights": weights, "device": "cpu", **options})
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((4, 4), np.float32), ((4, 4, 4), np.uint8), ((0, 4), np.uint8)])
+def test_impossible_images_are_refused(weights, tmp_path, shape, dtype):
+    with pytest.raises(ValueError, match="expected \\(H, W\\) or \\(H, W, 3\\) uint8"):
+        make(weights, tmp_path)(np.zeros(shape, dtype))
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(WeightsError, match="no such weights file"):
+        FeatureExtractor.from_pretrained("samfeat-nano", "cpu", weights=tmp_path / "none.safetensors")
+
+
+def test_cuda_where_there_is_none_is_an_error(weights):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(EngineError, match="device cuda cannot be used"):
+        FeatureExtractor.from_pretrained("samfeat-nano", "cuda", weights=weights)
+
+
+def test_auto_says_what_it_chose_and_why(weights, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    lines = []
+    make(weights, tmp_path, engine="auto", log=lambda level, text: lines.append((level, text)))
+    FeatureExtractor.from_pretrained(weights=weights, log=lambda level, text: lines.append((level, text)))
+    assert [level for level, _ in lines] == ["info", "info"]
+    assert "engine openvino on cpu" in lines[0][1]
+    assert "no CUDA" in lines[1][1]
+
+
+def test_an_engine_that_fails_falls_back_with_an_error(weights, tmp_path, monkeypatch):
+    import samfeat_core.engines.openvino as module
+
+    def broken(job):
+        raise RuntimeError("conversion broke")
+
+    monkeypatch.setattr(module, "convert", broken)
+    lines = []
+    extractor = make(weights, tmp_path, engine="openvino", log=lambda level, text: lines.append((level, text)))
+    assert len(extractor(scene(64, 64))) > 0
+    assert extractor.engine_name == "eager"
+    assert [(level, "conversion broke" in text) for level, text in lines] == [("error", True)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_cuda_agrees_with_the_cpu(weights, tmp_path, engine):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA")
+    image = scene(480, 640)
+    options = {"weights": weights, "cache_dir": tmp_path, "threshold": 0.0}
+    fast = FeatureExtractor.from_pretrained("samfeat-nano", "cuda", engine, **options)
+    near, cosine = agreement(make(weights, tmp_path)(image), fast(image))
+    assert near >= 0.99 and cosine >= 0.999

@@ -1,0 +1,56 @@
+"""samfeat-nano: its contract, and what it is invariant to."""
+
+import pytest
+import torch
+
+from samfeat_core.models import MODELS, build_network
+from samfeat_core.models.nano import normalize_contrast
+
+
+@pytest.fixture(scope="module")
+def nano():
+    torch.manual_seed(0)
+    return build_network("samfeat-nano").eval()
+
+
+def test_spec_and_network_agree(nano):
+    spec = MODELS["samfeat-nano"]
+    assert (nano.channels, nano.stride_multiple, nano.descriptor_dim) == (
+        spec.channels, spec.stride_multiple, spec.descriptor_dim)  # fmt: skip
+
+
+@torch.no_grad()
+def test_maps_have_the_shapes_of_the_contract(nano):
+    dense = nano(torch.rand(2, 1, 64, 96))
+    assert dense.score.shape == (2, 1, 64, 96)
+    assert dense.descriptors.shape == (2, 64, 16, 24)
+    assert dense.edge is None and dense.distill is None
+
+
+def test_teacher_heads_exist_in_training_only(nano):
+    nano.train()
+    dense = nano(torch.rand(2, 1, 64, 96))
+    nano.eval()
+    assert dense.distill.shape == (2, 256, 8, 12)
+    assert dense.edge.shape == (2, 1, 16, 24)
+
+
+@torch.no_grad()
+def test_exposure_and_gain_cancel(nano):
+    image = torch.rand(1, 1, 64, 64)
+    torch.testing.assert_close(nano(image).score, nano(image * 0.5 + 0.2).score, atol=0.02, rtol=0.02)
+
+
+def test_noise_on_a_flat_image_is_not_stretched_to_full_contrast():
+    flat = 0.5 + 0.002 * torch.randn(1, 1, 32, 32)
+    assert normalize_contrast(flat).std() < 0.2
+
+
+@torch.no_grad()
+def test_moving_the_image_by_the_stride_moves_the_maps(nano):
+    image = torch.rand(1, 1, 160, 160)
+    moved = torch.roll(image, (32, 32), (2, 3))
+    inner = slice(64, 96)  # far from borders, which padding changes
+    first = nano(image).score[..., inner, inner]
+    second = nano(moved).score[..., 96:128, 96:128]
+    torch.testing.assert_close(first, second, atol=0.15, rtol=0.1)
