@@ -137,14 +137,15 @@ class Bench:
         height, width = self.frame.shape[:2]
         image = extractor._network_image(self.frame, width, height)
         mask = extractor._network_mask(None, width, height)
+        height, width = mask.shape  # with the padding
         radius = extractor.nms_radius
-        job = Job(extractor.spec, self.weights, *mask.shape, self.max_keypoints, radius, self.device, self.cache)
+        job = Job(extractor.spec, self.weights, height, width, self.max_keypoints, radius, self.device, self.cache)
         start = time.perf_counter()
         engine: Engine = import_module(f"samfeat_core.engines.{name}").build(job)
         wait()
         build = time.perf_counter() - start
         # the extractor runs the very engine that was built, and not the next that could be
-        extractor._engines[(job.width, job.height)] = (job, engine)
+        extractor._engines[(width, height)] = (job, engine)
         found = engine(image, mask)
         if name == "eager":
             self.reference = found

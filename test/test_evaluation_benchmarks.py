@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import cpu_path  # noqa: E402
+import cuda_engines  # noqa: E402
 
 
 def test_neighbours_in_the_walk_are_consecutive_frames():
@@ -73,3 +74,40 @@ def test_script_prints_the_table_and_writes_json(tmp_path):
     written = json.loads((tmp_path / "b" / "cpu.json").read_text())
     assert written["version"] == 1 and [row["extractor"] for row in written["results"]] == ["orb", "sift"]
     assert all(row["matches"] > 20 for row in written["results"])
+
+
+def raw(points, scores, descriptors):
+    return np.float32(points), np.float32(scores), np.float32(descriptors), np.ones(len(points), np.float32)
+
+
+def test_agreement_counts_met_keypoints_and_compares_their_descriptors():
+    points, scores = [[10, 10], [20, 20], [30, 30], [40, 40], [0, 0]], [0.9, 0.8, 0.7, 0.6, 0]
+    reference = raw(points, scores, np.eye(5))
+    assert cuda_engines.agreement(reference, reference) == (1.0, 1.0)
+    # another order, one 0.05 px off, one 3 px off; a row of score 0 is no keypoint
+    other = raw([[20.05, 20], [10, 10], [30, 33], [40, 40], [0, 0]], scores, np.eye(5)[[1, 0, 2, 3, 4]])
+    share, cosine = cuda_engines.agreement(other, reference)
+    assert share == 0.75 and cosine == 1
+    turned = raw(points, scores, np.roll(np.eye(5), 1, axis=1))
+    assert cuda_engines.agreement(turned, reference) == (1.0, 0.0)
+    nothing = raw(np.zeros((1, 2)), [0], np.eye(1, 5))
+    assert cuda_engines.agreement(nothing, reference)[0] == 0
+
+
+def test_engines_are_measured_and_missing_ones_say_why(tmp_path):
+    pytest.importorskip("skimage")
+    assert cuda_engines.engine_names(["openvino"], "cpu") == ["eager", "openvino"]
+    with pytest.raises(ValueError, match="engine tensorrt does not run on cpu"):
+        cuda_engines.engine_names(["tensorrt"], "cpu")
+    ((name, weights),) = cuda_engines.find_models(["samfeat-nano"], True, tmp_path)
+    frame = cuda_engines.load_frame(None, (160, 120))
+    bench = cuda_engines.Bench(name, weights, "cpu", frame, 100, 2, tmp_path)
+    eager = bench.measure("eager")
+    assert eager["agree_keypoints"] == 1 and eager["agree_cosine"] == pytest.approx(1)
+    assert eager["keypoints"] > 0 and eager["memory_mib"] is None
+    assert 0 < eager["device_ms"]["p50"] <= eager["device_ms"]["p90"]
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    broken = cuda_engines.Bench(name, tmp_path / "broken.safetensors", "cpu", frame, 100, 2, tmp_path).measure("eager")
+    assert "broken.safetensors" in broken["error"]
+    text = cuda_engines.table([eager, broken]).splitlines()
+    assert len(text) == 3 and "broken.safetensors" in text[2]
