@@ -354,7 +354,7 @@ class Playback:
         process: the node, started.
         image_type: "sensor_msgs/msg/Image" or "sensor_msgs/msg/CompressedImage".
         listen: which of the node's topics to subscribe to (`LISTENABLE`). The node publishes only what somebody
-            listens to, so this decides what it computes.
+            listens to, so this decides what it computes. ValueError for any other.
         on_message: called with (topic name, message, Answer or None) for everything that arrives.
 
     Attributes:
@@ -370,6 +370,9 @@ class Playback:
         on_message: Callable[[str, Any, Answer | None], None] | None = None,
     ) -> None:
         self.process, self.image_type, self.listen = process, image_type, tuple(listen)
+        unknown = sorted(set(self.listen) - set(LISTENABLE))
+        if unknown:
+            raise ValueError(f"topics {', '.join(unknown)}: expected some of {', '.join(LISTENABLE)}")
         self.on_message = on_message
         self.answers: list[Answer] = []
         self.diagnostics: deque[dict[str, str]] = deque(maxlen=10_000)
@@ -420,8 +423,6 @@ class Playback:
 
         types = {"tracks": PointCloud, "restart": Bool, "overlay": Image}
         for topic in self.listen:
-            if topic not in LISTENABLE:
-                raise ValueError(f"topic {topic!r} is none of {', '.join(LISTENABLE)}")
             self.node.create_subscription(
                 types.get(topic, PointCloud2),
                 f"/{self.process.name}/{topic}",

@@ -1,0 +1,160 @@
+"""Recordings as the playback sees them, and the real node in a process of its own."""
+
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy")
+
+from recordings import FRAMES, RATE, is_running, make_bag, sliding_window  # noqa: E402
+
+from samfeat_ros.bags import BagError  # noqa: E402
+from samfeat_ros.messages import keypoints_from_msg, matches_from_msg  # noqa: E402
+from samfeat_ros.playback import (  # noqa: E402
+    NodeProcess,
+    Playback,
+    PlaybackError,
+    Recording,
+    free_domain_id,
+    header_stamp_ns,
+    prepare_environment,
+    transport_profile,
+)
+
+
+@pytest.fixture(scope="session")
+def sequence(tmp_path_factory):
+    return sliding_window(tmp_path_factory.mktemp("sequence"))
+
+
+@pytest.fixture(scope="session")
+def bag(sequence, tmp_path_factory) -> Path:
+    return make_bag(sequence, tmp_path_factory.mktemp("bags") / "raw", start=7.0)
+
+
+def test_a_recording_is_images_with_their_calibration(bag):
+    recording = Recording(bag)
+    frames = list(recording.frames())
+    assert (recording.image_topic, recording.camera_info_topic) == ("/camera/image_raw", "/camera/camera_info")
+    assert recording.count == len(frames) == FRAMES
+    assert [frame.stamp_ns for frame in frames] == [round((7 + i / RATE) * 1e9) for i in range(FRAMES)]
+    assert all(frame.camera_info and header_stamp_ns(frame.camera_info) == frame.stamp_ns for frame in frames)
+    assert recording.first.image == frames[0].image
+    assert len(list(Recording(bag, limit=3).frames())) == 3
+
+
+def test_compressed_topics_find_the_calibration_beside_them(sequence, tmp_path):
+    recording = Recording(make_bag(sequence, tmp_path / "png", form="png"))
+    assert recording.image_type == "sensor_msgs/msg/CompressedImage"
+    assert recording.camera_info_topic == "/camera/camera_info"
+
+
+@pytest.mark.parametrize(
+    ("topics", "said"),
+    [
+        ({"image_topic": "/nowhere"}, "/camera/image_raw"),
+        ({"image_topic": "/camera/camera_info"}, "not Image or CompressedImage"),
+        ({"camera_info_topic": "/nowhere"}, "/camera/camera_info"),
+    ],
+)
+def test_a_wrong_topic_lists_those_that_are_there(bag, topics, said):
+    with pytest.raises(BagError, match=said):
+        Recording(bag, **topics)
+
+
+def test_stamps_are_read_without_decoding():
+    little = b"\x00\x01\x00\x00" + struct.pack("<iI", 5, 7) + bytes(8)
+    big = b"\x00\x00\x00\x00" + struct.pack(">iI", 5, 7) + bytes(8)
+    assert header_stamp_ns(little) == header_stamp_ns(big) == 5_000_000_007
+    with pytest.raises(ValueError, match="3 bytes"):
+        header_stamp_ns(b"\x00\x01\x00")
+
+
+def test_a_domain_in_use_is_not_taken(monkeypatch):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as held:
+        for domain in range(50, 60):
+            try:
+                held.bind(("", 7410 + 250 * domain))
+                break
+            except OSError:
+                continue
+        monkeypatch.setattr("random.sample", lambda *_: [domain, domain + 20])
+        assert free_domain_id() == domain + 20
+
+
+def test_what_the_user_set_stays(monkeypatch):
+    assert transport_profile().name == "fastdds_shm.xml"
+    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "ROS_DISTRO"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
+    monkeypatch.setenv("ROS_DISTRO", "humble")
+    prepare_environment()
+    assert os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "SUBNET"
+    assert os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] == str(transport_profile())
+    assert "FASTDDS_DEFAULT_PROFILES_FILE" not in os.environ
+    monkeypatch.setenv("ROS_DISTRO", "kilted")
+    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
+    prepare_environment()
+    assert os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
+    monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE")
+
+
+def test_one_image_in_flight_loses_none(bag, weights):
+    got: dict[int, dict[str, object]] = {}
+
+    def take(topic, message, answer):
+        if answer is not None:
+            got.setdefault(answer.stamp_ns, {})[topic] = message
+
+    recording = Recording(bag)
+    with NodeProcess({"weights": weights, "device": "cpu", "threshold": 0.0, "max_keypoints": 200}) as process:
+        pid = process.pid
+        with Playback(process, recording.image_type, on_message=take) as playback:
+            playback.wait_until_ready(recording.first)
+            playback.play(recording.frames(), rate=None, answer_timeout=30)
+    assert not is_running(pid)
+    assert [answer.stamp_ns for answer in playback.answers] == [frame.stamp_ns for frame in recording.frames()]
+    for answer in playback.answers:
+        assert set(answer.received) == {"keypoints", "descriptors", "matches"}
+        assert answer.latency("matches") > 0 and answer.latency("overlay") is None
+    messages = list(got.values())
+    assert len(messages) == FRAMES
+    assert len(keypoints_from_msg(messages[3]["keypoints"]).points) > 50
+    assert not len(matches_from_msg(messages[0]["matches"]).index)  # warming up left no track behind
+    assert len(matches_from_msg(messages[5]["matches"]).index) > 50
+    assert playback.diagnostics[-1]["frames_processed"] == str(FRAMES)
+    assert playback.diagnostics[-1]["dropped"] == "0"
+
+
+def test_the_recorded_rate_is_kept_for_compressed_images_too(sequence, weights, tmp_path):
+    recording = Recording(make_bag(sequence, tmp_path / "png", form="png"))
+    with (
+        NodeProcess({"weights": weights, "device": "cpu"}, compressed=True) as process,
+        Playback(process, recording.image_type, ["keypoints"]) as playback,
+    ):
+        playback.wait_until_ready(recording.first)
+        playback.play(recording.frames(), rate=0.5)
+    sent = [answer.sent for answer in playback.answers]
+    assert len(sent) == FRAMES
+    assert sent[-1] - sent[0] >= (FRAMES - 1) / RATE / 0.5 - 0.01
+    assert playback.answers[0].received
+
+
+def test_a_node_that_cannot_start_says_why(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 100)
+    with (
+        pytest.raises(PlaybackError, match="cut.safetensors"),
+        NodeProcess({"weights": str(tmp_path / "cut.safetensors"), "device": "cpu"}, timeout=20) as process,
+        Playback(process, "sensor_msgs/msg/Image") as playback,
+    ):
+        pid = process.pid
+        playback.wait_until_ready()
+    assert not is_running(pid)
+
+
+def test_an_impossible_topic_is_refused():
+    with pytest.raises(ValueError, match="depth"):
+        Playback(NodeProcess(), "sensor_msgs/msg/Image", ["depth"])
