@@ -17,6 +17,7 @@ from samfeat_core.weights import load_into, load_network
 from training.config import DataConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask
 from training.labels.store import LabelStore
+from training.losses.matching import CELL
 from training.pairs import PairBatch, concatenate
 from training.pairs.homography import HomographyPairs
 from training.pairs.photometric import Photometric
@@ -54,9 +55,11 @@ class MixedSource:
 
 def hold_out(photos: PhotoSource, share: float) -> tuple[PhotoSource, PhotoSource]:
     """Training and validation photographs; which is which depends on the name alone."""
-    held = [photo for photo in photos.photos if zlib.crc32(photo.name.encode()) % 1000 < share * 1000]
-    names = {photo.name for photo in held}
-    return PhotoSource([p for p in photos.photos if p.name not in names], photos.skipped), PhotoSource(held)
+    by_hash = sorted(photos.photos, key=lambda photo: zlib.crc32(photo.name.encode()))
+    count = max(round(share * len(by_hash)), 1)
+    if count >= len(by_hash):
+        raise ValueError(f"data.validation {share} of {len(by_hash)} photographs leaves none to train on")
+    return PhotoSource(by_hash[count:], photos.skipped), PhotoSource(by_hash[:count])
 
 
 def validation_batches(photos: PhotoSource, data: DataConfig, device: torch.device, count: int = 48) -> list[PairBatch]:
@@ -84,6 +87,9 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
     """Run one configuration; returns the best validation score."""
     data = config.data
     network_class = find_class(config.model)
+    multiple = max(network_class.stride_multiple, CELL)  # type: ignore[attr-defined]
+    if any(side % multiple for side in data.size):
+        raise ValueError(f"data.size is {data.size[0]}x{data.size[1]}, {config.model} takes multiples of {multiple}")
     loader = PhotoLoader(
         network_class.channels,  # type: ignore[attr-defined]
         data.long_side,
@@ -120,6 +126,10 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
     return trainer.run()
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     config: Path = typer.Option(..., help="YAML file of the run"),
     output: Path = typer.Option(..., help="folder for weights, checkpoints and logs; an interrupted run there resumes"),
@@ -146,4 +156,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

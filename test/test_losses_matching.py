@@ -1,0 +1,132 @@
+"""The matching losses against slow, plain second formulations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training.losses import matching
+from training.pairs import pixel_grid
+
+CELL = matching.CELL
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_dual_softmax_equals_loops_over_points():
+    g = generator()
+    first, second = (F.normalize(torch.randn(2, 6, 8, generator=g), dim=-1) for _ in range(2))
+    points = torch.rand(2, 6, 2, generator=g) * 30
+    points[0, 1] = points[0, 0] + 1  # too near to be a negative
+    valid = torch.tensor([[True] * 5 + [False], [True] * 6])
+    means = []
+    for b in range(2):
+        terms = []
+        for i in range(6):
+            if not valid[b, i]:
+                continue
+            keep = [j for j in range(6) if j == i or (valid[b, j] and (points[b, i] - points[b, j]).norm() >= 4)]
+            forward = [20 * float(first[b, i] @ second[b, j]) for j in keep]
+            backward = [20 * float(first[b, j] @ second[b, i]) for j in keep]
+            positive = 20 * float(first[b, i] @ second[b, i])
+            terms += [2 * positive - math.log(sum(map(math.exp, forward))) - math.log(sum(map(math.exp, backward)))]
+        means.append(-sum(terms) / len(terms))
+    loss = matching.dual_softmax(first, second, points, valid, scale=20, safe_radius=4)
+    assert float(loss) == pytest.approx(sum(means) / 2, rel=1e-5)
+
+
+def test_dual_softmax_of_a_pair_without_correspondence_is_zero():
+    rows = F.normalize(torch.randn(1, 4, 8, generator=generator()), dim=-1).requires_grad_()
+    loss = matching.dual_softmax(rows, rows, torch.rand(1, 4, 2), torch.zeros(1, 4, dtype=torch.bool))
+    loss.backward()
+    assert float(loss) == 0 and rows.grad.isfinite().all()
+
+
+def expected_by_enumeration(score0, score1, warp01, deviation):
+    """One way, cell grid at (0, 0): sum over picks x of p(x) sum over picks y of p(y) k(|w(x) - y|), per cell."""
+    height, width = score0.shape
+    probabilities = []
+    for score in (score0, score1):
+        p = torch.zeros_like(score)
+        for top in range(0, height, CELL):
+            for left in range(0, width, CELL):
+                cell = score[top : top + CELL, left : left + CELL]
+                p[top : top + CELL, left : left + CELL] = cell.flatten().softmax(0).view(CELL, CELL)
+        probabilities.append(p)
+    total, cells = 0.0, 0
+    for top in range(0, height, CELL):
+        for left in range(0, width, CELL):
+            for y in range(top, top + CELL):
+                for x in range(left, left + CELL):
+                    wx, wy = (int(v) for v in warp01[y, x])
+                    near = 0.0
+                    for v in range(max(wy - 2, 0), min(wy + 3, height)):
+                        for u in range(max(wx - 2, 0), min(wx + 3, width)):
+                            distance2 = (wx - u) ** 2 + (wy - v) ** 2
+                            near += float(probabilities[1][v, u]) * math.exp(-distance2 / (2 * deviation**2))
+                    total += float(probabilities[0][y, x]) * near
+            cells += 1
+    return total / cells
+
+
+def test_expected_repeatability_equals_enumeration_of_all_picks():
+    g = generator(1)
+    score0, score1 = (torch.randn(1, 1, 16, 24, generator=g) * 2 for _ in range(2))
+    warp = pixel_grid(16, 24)[None]  # the identity: every pixel is where it was
+    loss = matching.expected_repeatability(score0, score1, warp, warp, deviation=0.8)
+    one = expected_by_enumeration(score0[0, 0], score1[0, 0], warp[0], 0.8)
+    other = expected_by_enumeration(score1[0, 0], score0[0, 0], warp[0], 0.8)
+    assert float(loss) == pytest.approx(-(one + other) / 2, rel=1e-4)
+
+
+def test_expected_repeatability_is_minus_one_for_sure_picks_that_agree():
+    score = torch.full((1, 1, 16, 16), -30.0)
+    score[..., 4::CELL, 4::CELL] = 30
+    warp = pixel_grid(16, 16)[None]
+    assert float(matching.expected_repeatability(score, score, warp, warp)) == pytest.approx(-1, abs=1e-4)
+    shifted = torch.roll(score, 3, 3)
+    assert float(matching.expected_repeatability(score, shifted, warp, warp)) > -0.01
+
+
+def test_expected_repeatability_follows_the_warp_and_its_gradient_is_finite():
+    score0 = torch.full((1, 1, 16, 24), -30.0)
+    score0[..., 4, 4] = 30
+    score1 = torch.full((1, 1, 16, 24), -30.0)
+    score1[..., 4, 12] = 30
+    warp01, warp10 = pixel_grid(16, 24)[None] + torch.tensor([8.0, 0.0]), torch.full((1, 16, 24, 2), math.nan)
+    warp01[..., 8:, :, :] = math.nan
+    warp01[..., :, 8:, :] = math.nan
+    score0.requires_grad_()
+    loss = matching.expected_repeatability(score0, score1, warp01, warp10)
+    loss.backward()
+    assert float(loss) == pytest.approx(-0.5, abs=1e-3)  # sure one way, nothing to see the other way
+    assert score0.grad.isfinite().all()
+
+
+def test_matchability_rewards_what_is_found_and_matched():
+    logits = torch.zeros(1, 4, requires_grad=True)
+    distance = torch.tensor([[0.0, 0.0, 50.0, 0.0]])
+    matched = torch.tensor([[True, False, True, True]])
+    visible = torch.tensor([[True, True, True, False]])
+    loss = matching.matchability(logits, distance, matched, visible)
+    loss.backward()
+    assert float(loss) == pytest.approx(math.log(2))
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 1] and logits.grad[0, 2] > 0 and logits.grad[0, 3] == 0
+
+
+def test_sample_warped_reads_the_other_view_and_zero_where_unknown():
+    plane = torch.rand(1, 1, 8, 10, generator=generator())
+    warp = pixel_grid(8, 10)[None] + torch.tensor([1.0, 2.0])
+    warp[0, 0, 0] = math.nan
+    out = matching.sample_warped(plane, warp)
+    assert float(out[0, 0, 0, 0]) == 0
+    torch.testing.assert_close(out[0, 0, 1:5, 1:8], plane[0, 0, 3:7, 2:9])
+
+
+def test_masked_mean_weighs_images_alike():
+    values = torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 9.0, 9.0, 9.0]])
+    mask = torch.tensor([[True] * 4, [True, False, False, False]])
+    assert float(matching.masked_mean(values, mask)) == 3

@@ -1,0 +1,150 @@
+"""Views of photographs: the correspondence is where the pixels went, teacher maps go with the picture."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from training.pairs import concatenate, pixel_grid
+from training.pairs.homography import HomographyConfig, HomographyPairs, project
+from training.pairs.photometric import Photometric, blur, jpeg
+from training.pairs.photos import Photo, PhotoLoader, PhotoSource, load_photos
+from training.teacher.store import TeacherEntry, TeacherStore
+
+
+def smooth_photo(width=320, height=240, channels=1, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (height // 20, width // 20, channels), np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
+    levels = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))]
+    return Photo("smooth", levels * 3)
+
+
+def pairs_of(photo, size=(96, 64), **config):
+    return HomographyPairs(PhotoSource([photo]), size, "cpu", HomographyConfig(**config))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_warps_lead_to_the_same_picture(channels):
+    torch.manual_seed(0)
+    batch = pairs_of(smooth_photo(channels=channels)).sample(8)
+    there, back = (batch.image0, batch.image1, batch.warp01), (batch.image1, batch.image0, batch.warp10)
+    for image0, image1, warp in (there, back):
+        for one, other, to in zip(image0, image1, warp):
+            seen = torch.isfinite(to).all(-1).numpy()
+            assert seen.mean() > 0.1
+            moved = cv2.remap(other[0].numpy(), to.nan_to_num(0).numpy(), None, cv2.INTER_LINEAR)
+            assert np.abs(moved - one[0].numpy())[seen].mean() < 0.01
+
+
+def test_warps_are_inverse_to_each_other():
+    torch.manual_seed(1)
+    batch = pairs_of(smooth_photo()).sample(4)
+    grid = pixel_grid(64, 96)
+    for there, back in zip(batch.warp01, batch.warp10):
+        pixels = there.round().nan_to_num(-1).long()
+        seen = torch.isfinite(there).all(-1)
+        returned = back[pixels[..., 1].clamp(0), pixels[..., 0].clamp(0)]
+        known = seen & torch.isfinite(returned).all(-1)
+        # rounding to a whole pixel costs up to 0.71 px times the scale between the views
+        assert ((returned - grid)[known].norm(dim=-1) < 2).all() and known.sum() > 100
+
+
+def test_the_first_view_lies_on_the_photograph_and_every_counterpart_too():
+    torch.manual_seed(2)
+    batch = pairs_of(smooth_photo(), rotation_deg=90.0, scale=3.0).sample(8)
+    limit = torch.tensor([95.0, 63.0])
+    inside = (batch.warp01 >= 0) & (batch.warp01 <= limit)
+    assert inside[torch.isfinite(batch.warp01)].all()
+
+
+def test_project_applies_the_homography():
+    matrix = torch.tensor([[[1.1, 0.1, 3.0], [-0.2, 0.9, 5.0], [1e-3, 2e-3, 1.0]]])
+    grid = pixel_grid(20, 30)
+    expected = cv2.perspectiveTransform(grid.reshape(-1, 1, 2).numpy(), matrix[0].numpy()).reshape(20, 30, 2)
+    np.testing.assert_allclose(project(matrix, grid)[0].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_edges_and_keypoints_move_with_the_picture():
+    torch.manual_seed(3)
+    photo = smooth_photo()
+    groups = torch.zeros(1, 240, 320, dtype=torch.int32)
+    groups[:, :, :160], groups[:, :, 160:] = 1, 2
+    photo.groups, photo.edges = groups, groups == 2
+    photo.levels = [torch.where(groups == 1, 50, 200).to(torch.uint8)] * 3
+    y, x = torch.meshgrid(torch.arange(10.0, 230, 20), torch.arange(10.0, 310, 20), indexing="ij")
+    photo.keypoints = torch.stack((x.flatten(), y.flatten()), -1)
+    batch = pairs_of(photo).sample(6)
+    bright = batch.image0[:, 0] > 125 / 255
+    assert (bright == (batch.groups0 == 2)).float().mean() > 0.99
+    assert (batch.edges0[:, 0].bool() == (batch.groups0 == 2)).all()
+    # the brightness of every labelled pixel tells on which half of the photograph its keypoint is
+    assert (batch.keypoints0 == 1).sum() > 20
+
+
+def test_photographs_without_teacher_join_a_batch_with_some():
+    torch.manual_seed(4)
+    taught = smooth_photo()
+    taught.groups = torch.ones(2, 240, 320, dtype=torch.int32)
+    taught.edges = torch.zeros(2, 240, 320, dtype=torch.bool)
+    batch = HomographyPairs(PhotoSource([taught, smooth_photo(seed=1)]), (96, 64), "cpu", HomographyConfig()).sample(8)
+    assert batch.has_teacher.sum() == 4
+    assert (batch.groups0[~batch.has_teacher] == 0).all() and (batch.groups0[batch.has_teacher] > 0).any()
+    both = concatenate([batch, pairs_of(smooth_photo()).sample(2)])
+    assert len(both) == 10 and both.groups0.shape == (10, 64, 96) and both.has_teacher.tolist()[-2:] == [False, False]
+
+
+def test_unlabelled_is_unknown_not_empty():
+    labelled = smooth_photo()
+    labelled.keypoints = torch.tensor([[160.0, 120.0]])
+    joined = concatenate([pairs_of(labelled).sample(1), pairs_of(smooth_photo()).sample(1)])
+    assert joined.keypoints0[0].isfinite().any() and joined.keypoints0[1].isnan().all()
+
+
+def test_bad_photographs_are_listed_and_skipped(tmp_path):
+    cv2.imwrite(str(tmp_path / "good.png"), np.zeros((40, 60, 3), np.uint8))
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    source = load_photos([tmp_path], PhotoLoader(1))
+    assert [photo.name for photo in source.photos] == ["good"]
+    assert [path.name for path, _ in source.skipped] == ["bad.jpg"]
+
+
+def test_a_teacher_map_of_another_size_is_refused(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    cv2.imwrite(str(photos / "x.png"), np.zeros((40, 60, 3), np.uint8))
+    cv2.imwrite(str(photos / "y.png"), np.zeros((40, 60, 3), np.uint8))
+    store = TeacherStore(tmp_path / "teacher")
+    store.create({})
+    for name, height in (("x", 41), ("y", 40)):
+        entry = TeacherEntry(np.ones((1, height, 60), np.uint16), np.zeros((1, height, 60), bool))
+        store.write(name, entry.arrays(), entry.meta())
+    source = load_photos([photos], PhotoLoader(1, teacher=store))
+    assert [photo.has_teacher for photo in source.photos] == [True]
+    assert "60x40" in source.skipped[0][1] and "60x41" in source.skipped[0][1]
+
+
+def test_no_photographs_is_an_error_that_names_the_folder(tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_photos([tmp_path], PhotoLoader(1))
+
+
+def test_photometric_change_keeps_the_range_and_differs_between_images():
+    torch.manual_seed(0)
+    images = torch.rand(1, 1, 64, 64).expand(8, 1, 64, 64)
+    changed = Photometric()(images)
+    assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 1
+    assert len({round(float(image.mean()), 4) for image in changed}) == 8
+    assert Photometric(0.0)(images) is images
+
+
+def test_blur_keeps_flat_images_and_jpeg_nearly_does():
+    flat = torch.full((3, 3, 40, 50), 0.4)
+    torch.testing.assert_close(blur(flat, 1.0), flat, atol=1e-5, rtol=0)
+    assert (jpeg(flat, 1.0) - flat).abs().max() < 0.01
+
+
+def test_jpeg_loses_fine_detail_but_not_the_picture():
+    image = smooth_photo().levels[0][None].float() / 255
+    noisy = (image + 0.05 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert 0 < (jpeg(noisy, 1.0) - noisy).abs().mean() < 0.06
