@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,9 +24,9 @@ _MIN_MATCHES = 8
 # 1-3 ms while at least half of the matches are right. Iterations bound the hard frames to about 10 ms.
 _USAC = cv2.USAC_FAST
 _CONFIDENCE = 0.999
-_BUDGET = {"maxIters": 1000}
+_BUDGET: dict[str, Any] = {"maxIters": 1000}
 # The first OpenCV 4.5 releases have no bound on the essential matrix.
-_BUDGET_ESSENTIAL = {"maxIters": 600} if "maxIters" in (cv2.findEssentialMat.__doc__ or "") else {}
+_BUDGET_ESSENTIAL: dict[str, Any] = {"maxIters": 600} if "maxIters" in (cv2.findEssentialMat.__doc__ or "") else {}
 # Below this share of inliers the scene may be one on which two-view geometry is ill-posed (see epipolar_inliers).
 _TRUSTED_SHARE = 0.7
 
@@ -82,7 +83,7 @@ class Camera:
         if not len(pixels):
             return pixels
         # OpenCV may hang or fail on NaN; rows are refused before and marked after.
-        finite = np.isfinite(pixels).all(axis=1)
+        finite = np.asarray(np.isfinite(pixels).all(axis=1))
         rays = self._undistort(np.where(finite[:, None], pixels, self.matrix[:2, 2]))
         usable = finite & (np.abs(rays) < _MAX_NORMALIZED).all(axis=1)
         rays = np.where(usable[:, None], rays, 0.0)

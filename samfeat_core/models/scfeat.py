@@ -25,8 +25,13 @@ from samfeat_core.weights import load_state, rename
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Channels of the encoder at 1/4, 1/8 and 1/16.
-ENCODERS = {"resnet18": (64, 128, 256), "resnet34": (64, 128, 256), "resnet50": (256, 512, 1024)}
+# Channels of the encoder at 1/4, 1/8 and 1/16, and of the decoder at 1/4 and 1/8. The paper's are those of resnet50;
+# the others are for small machines, where the paper's decoder would be most of the work.
+ENCODERS = {
+    "resnet18": (64, 128, 256, 128, 256),
+    "resnet34": (64, 128, 256, 128, 256),
+    "resnet50": (256, 512, 1024, 256, 512),
+}
 STEM = 64
 DIM = 128
 GROUPS = 32
@@ -111,15 +116,15 @@ class F2RBackbone(nn.Module):
     ) -> None:
         super().__init__()
         resnet = build_resnet(encoder, imagenet)
-        c4, c8, c16 = ENCODERS[encoder]
+        c4, c8, c16, d4, d8 = ENCODERS[encoder]
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, nn.ReLU(inplace=True), resnet.maxpool)
         self.level4, self.level8, self.level16 = resnet.layer1, resnet.layer2, resnet.layer3
-        self.up8, self.merge8 = ConvBlock(c16, 512, 3), ConvBlock(c8 + 512, 512, 3)
-        self.up4, self.merge4 = ConvBlock(512, 256, 3), ConvBlock(c4 + 256, 256, 3)
-        self.side4 = ConvBlock(256, DIM, 1)
+        self.up8, self.merge8 = ConvBlock(c16, d8, 3), ConvBlock(c8 + d8, d8, 3)
+        self.up4, self.merge4 = ConvBlock(d8, d4, 3), ConvBlock(c4 + d4, d4, 3)
+        self.side4 = ConvBlock(d4, DIM, 1)
         self.fusion = fusion
         if fusion:
-            self.side8, self.side16 = ConvBlock(512, DIM, 3), ConvBlock(c16, DIM, 3)
+            self.side8, self.side16 = ConvBlock(d8, DIM, 3), ConvBlock(c16, DIM, 3)
             self.fuse = nn.Conv2d(3 * DIM, DIM, 1)
         self.norm: nn.Module = CouplingBridgeNorm() if normalize else nn.Identity()
 
@@ -208,6 +213,9 @@ class Scfeat(nn.Module):
         "localheader.relu": "head.prelu",
     }
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         encoder: str = "resnet50",
@@ -271,7 +279,7 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
-def build_resnet(encoder: str, imagenet: str | Path | None) -> nn.Module:
+def build_resnet(encoder: str, imagenet: str | Path | None) -> Any:
     """torchvision's ResNet, imported here so that only who runs scfeat needs torchvision."""
     if encoder not in ENCODERS:
         raise ValueError(f"scfeat: unknown encoder {encoder!r}, expected one of {', '.join(ENCODERS)}")

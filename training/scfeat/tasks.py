@@ -47,7 +47,7 @@ class DescriptorStage(Stage):
         super().__init__(network, config.photometric)
         self.config = config
         if hasattr(network, "with_detection"):  # half of the time goes into the head, which learns nothing here
-            network.with_detection = False
+            network.with_detection = False  # type: ignore[assignment]
             network.head.requires_grad_(False)
 
     def forward(self, batch: PoseBatch, step: int) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ class EpipolarValidation:
     def __call__(self, network: nn.Module) -> dict[str, float]:
         before = getattr(network, "with_detection", None)
         if before is not None:
-            network.with_detection = self.detector
+            network.with_detection = self.detector  # type: ignore[assignment]
         distances = [self._distances(network, batch) for batch in self.batches]
         if before is not None:
             network.with_detection = before
