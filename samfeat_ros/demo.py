@@ -210,7 +210,7 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     compressed = recording.image_type.endswith("CompressedImage")
-    first = [recording.first, *islice(recording.frames(), 1, 10)]
+    first = [recording.first, *islice(recording.frames(), 1, 5)]
     typer.echo(f"starting the node; {recording.bag.path} has {recording.count} images on {recording.image_topic}")
     with NodeProcess(parameters, compressed=compressed, timeout=timeout, log=output / "node.log") as process:
         with Playback(process, recording.image_type, on_message=tally.take) as playback:
@@ -246,7 +246,7 @@ def demo(
     device: str = typer.Option("cpu", help="auto, cpu, cuda or cuda:N."),
     engine: str = typer.Option("auto", help="auto, openvino, eager, compile or tensorrt."),
     max_keypoints: int = typer.Option(1024, min=1, help="Largest number of keypoints per frame."),
-    timeout: float = typer.Option(60.0, min=1, help="Seconds until the node must have answered a first image."),
+    timeout: float = typer.Option(120.0, min=1, help="Seconds until the node must have answered a first image."),
 ) -> None:
     """Play a bag to the node over ROS, print how it did, and draw the tracks."""
     interrupt_on_sigterm()

@@ -137,8 +137,10 @@ class Recording:
     ) -> None:
         self.bag, self.limit = Bag(path), limit
         topics = self.bag.image_topics
-        if image_topic is None and len(topics) != 1:
-            names = ", ".join(sorted(topic.name for topic in topics)) or "none"
+        if image_topic is None and not topics:
+            raise BagError(f"{self.bag.path}: holds no topic of type Image or CompressedImage")
+        if image_topic is None and len(topics) > 1:
+            names = ", ".join(sorted(topic.name for topic in topics))
             raise BagError(f"{self.bag.path}: name the image topic; image topics there: {names}")
         topic = self.bag.require(image_topic or topics[0].name, IMAGE_TYPES)
         self.image_topic, self.image_type = topic.name, topic.type
@@ -316,10 +318,11 @@ class NodeProcess:
         return getattr(self, "_last_output", "")
 
     def last_error(self) -> str:
-        """The last line of the output that speaks of an error, or the last line."""
+        """The last line of the output that speaks of an error, else of a warning, else the last line."""
         lines = [line.strip() for line in self.output().splitlines() if line.strip()]
         errors = [line for line in lines if "[ERROR]" in line or "[FATAL]" in line or "Error" in line]
-        return (errors or lines or ["it wrote nothing"])[-1]
+        warnings = [line for line in lines if "[WARN]" in line]
+        return (errors or warnings or lines or ["it wrote nothing"])[-1]
 
 
 def _die_with_parent() -> None:
@@ -465,14 +468,16 @@ class Playback:
         and activated again, which sets its tracks and counters to zero, so that `play` begins afresh.
 
         Raises:
-            PlaybackError: the node ended, or the process's timeout passed.
+            PlaybackError: the node ended, refuses all of these images, or the process's timeout passed.
         """
         until = time.monotonic() + self.process.timeout
         self._wait_for(lambda: self._images.get_subscription_count() > 0, until, "does not subscribe to the images")
         wanted = {topic for topic in self.listen if topic not in ("restart", "tracks")}
-        for frame in cycle(frames):
+        for count, frame in enumerate(cycle(frames)):
             if wanted <= self._seen:
                 break
+            if self._refused() >= len(frames) <= count:
+                raise PlaybackError(f"the node refuses the images; its last words: {self.process.last_error()}")
             self._publish(frame)
             pause = min(time.monotonic() + 1.0, until)
             missing = ", ".join(sorted(wanted - self._seen))
@@ -480,6 +485,14 @@ class Playback:
             self._wait_for(lambda: wanted <= self._seen, pause, what, must=pause >= until)
         self._restart(until)
         self.diagnostics.clear()
+
+    def _refused(self) -> int:
+        """How many images the node says it has refused; left out on purpose does not count."""
+        from samfeat_ros.diagnostics import HARMLESS
+
+        latest = self.diagnostics[-1] if self.diagnostics else {}
+        causes = {key[len("dropped_") :]: int(value) for key, value in latest.items() if key.startswith("dropped_")}
+        return sum(count for cause, count in causes.items() if cause not in HARMLESS)
 
     def _restart(self, until: float) -> None:
         from lifecycle_msgs.msg import Transition

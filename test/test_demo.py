@@ -32,7 +32,7 @@ def start(bag: Path, output: Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]:
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -46,7 +46,7 @@ def children(pid: int) -> list[int]:
 
 def node_of(demo: subprocess.Popen, log: Path) -> int:
     """The process of the node, once it says that it waits for images."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         assert demo.poll() is None, demo.stderr.read()
         if log.is_file() and "waiting for images" in log.read_text():
@@ -86,7 +86,7 @@ def test_an_interrupt_ends_both_processes_with_one_line(bag, weights, tmp_path, 
     demo = start(bag, tmp_path, "--weights", weights, "--rate", "0.02")
     node = node_of(demo, tmp_path / "node.log")
     demo.send_signal(number)
-    code, _, err = finish(demo, 20)
+    code, _, err = finish(demo, 60)
     assert code == 130
     assert "interrupted" in err and "Traceback" not in err
     wait_until_gone(node, 2)
@@ -117,7 +117,7 @@ def spoil_images(bag: Path, output: Path) -> Path:
 
 def test_a_bag_of_useless_images_fails_with_one_line(bag, weights, tmp_path):
     spoiled = spoil_images(bag, tmp_path / "spoiled")
-    code, _, err = finish(start(spoiled, tmp_path / "out", "--weights", weights, "--timeout", "12"))
+    code, _, err = finish(start(spoiled, tmp_path / "out", "--weights", weights))
     assert code == 1
     (line,) = [text for text in err.splitlines() if text.startswith("demo:")]
     assert "moon8" in line and "Traceback" not in err
