@@ -23,6 +23,7 @@ from training.posed import IMAGE_SUFFIXES
 MMA_THRESHOLDS = tuple(range(1, 11))
 MHA_THRESHOLDS = (1, 3, 5)
 REPEAT_THRESHOLD = 3.0
+ESTIMATOR = "OpenCV MAGSAC++, 3 px, 10000 iterations"
 # D2-Net (Dusmanu et al., CVPR 2019) leaves out the sequences with images beyond 1600x1200: 52 + 56 scenes remain
 UNRELIABLE_SCENES = (
     "i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding", "v_artisans", "v_astronautis", "v_talent",
@@ -124,7 +125,7 @@ def matching_accuracy(errors: np.ndarray, thresholds: Sequence[float] = MMA_THRE
 
 
 def estimate_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    """OpenCV's MAGSAC++ at 3 px, 10,000 iterations, confidence 0.9999; None where it finds nothing."""
+    """`ESTIMATOR`, confidence 0.9999; None where it finds nothing."""
     if len(points0) < 4:
         return None
     return cv2.findHomography(

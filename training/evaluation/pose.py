@@ -16,6 +16,7 @@ from training.geometry import pose_auc, pose_error
 from training.posed import PosedSequence
 
 AUC_THRESHOLDS = (5, 10, 20)
+ESTIMATOR = "poselib LO-RANSAC, essential matrix"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ JSON, version 1:
         extractor   its label; for one of our models with weights of the user NAME=FILE
         suite, dataset
         kind        "homography" or "pose"
-        protocol    what decides the numbers besides the extractor: long_side, threshold_px, gaps, ...
+        protocol    what decides the numbers besides the extractor: long_side, estimator, threshold_px, gaps, ...
         reused      true where the result was taken over from an earlier report (--reuse)
         images      images extracted; wall_ms, cpu_ms (all threads): median per image, extraction alone
         pairs, keypoints (mean per image), matches (mean per pair)
@@ -71,7 +71,8 @@ def _block(title: str, rows: Sequence[dict]) -> str:
         lines.append([row["extractor"], *(_cell(row, key, digits) for _, key, digits in columns)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    return "\n".join([f"{title}: {rows[0]['pairs']} pairs", *body])
+    protocol = [f"{key} {value}" for key, value in rows[0].get("protocol", {}).items() if value is not None]
+    return "\n".join(["; ".join([f"{title}: {rows[0]['pairs']} pairs", *protocol]), *body])
 
 
 def _cell(row: dict, key: str, digits: int) -> str:

@@ -84,7 +84,12 @@ def _homography_task(
     parts: dict[str, Callable[[str], bool]] | None = None,
 ) -> Task:
     pairs = homography.read_pairs(folder, exclude)
-    protocol = {"max_keypoints": options.max_keypoints, "long_side": long_side, "scenes": len({p.scene for p in pairs})}
+    protocol = {
+        "max_keypoints": options.max_keypoints,
+        "long_side": long_side,
+        "scenes": len({pair.scene for pair in pairs}),
+        "mha_estimator": homography.ESTIMATOR,
+    }
 
     def measure(pairs: Sequence, extractor: TimedExtractor, progress: Callable) -> dict:
         return homography.evaluate(pairs, extractor, parts, progress)
@@ -117,6 +122,7 @@ def _pose_task(
     protocol = {
         "max_keypoints": options.max_keypoints,
         "long_side": images.long_side,
+        "estimator": pose.ESTIMATOR,
         "threshold_px": options.threshold_px,
         **more,
     }
