@@ -134,3 +134,11 @@ def test_it_traces(network):
         traced = torch.jit.trace(Outputs(), torch.rand(1, 3, 32, 40))
         for a, b in zip(traced(image), Outputs()(image), strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_it_compiles_without_a_graph_break(network):
+    compiled = torch.compile(network.eval(), backend="eager", fullgraph=True)
+    image = torch.rand(1, 3, 32, 48)
+    with torch.no_grad():
+        for a, b in zip(compiled(image)[:2], network(image)[:2], strict=True):
+            torch.testing.assert_close(a, b)

@@ -214,3 +214,11 @@ def test_without_torchvision_one_clear_line(monkeypatch):
 def test_unknown_encoder():
     with pytest.raises(ValueError, match="unknown encoder 'vgg'.*resnet18"):
         build_network("scfeat", encoder="vgg")
+
+
+def test_it_compiles_without_a_graph_break(network):
+    compiled = torch.compile(network.eval(), backend="eager", fullgraph=True)
+    image = torch.rand(1, 3, 32, 48)
+    with torch.no_grad():
+        for a, b in zip(compiled(image)[:2], network(image)[:2], strict=True):
+            torch.testing.assert_close(a, b)

@@ -147,6 +147,8 @@ class Trainer:
         values = {name: float(value) for name, value in losses.items()}
         for name, value in values.items():
             writer.add_scalar(f"train/{name}", value, self.step)
+        for name, figure in getattr(self.task, "figures", {}).items():  # what a task tells besides its losses
+            writer.add_scalar(f"train/{name}", float(figure), self.step)
         writer.add_scalar("train/rate", self.schedule.get_last_lr()[0], self.step)
         writer.add_scalar("train/data_share", self.waited / max(self.busy, 1e-9), self.step)
         self.busy = self.waited = 0.0

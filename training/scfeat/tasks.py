@@ -37,7 +37,7 @@ class Stage(nn.Module):
     def images(self, batch: PoseBatch) -> Tensor:
         """(2 B, C, H, W): the first views, then the second ones."""
         changed = self.photometric(torch.cat((batch.image0, batch.image1)))
-        return to_channels(changed, self.network)
+        return to_channels(changed, self.network).contiguous(memory_format=torch.channels_last)
 
 
 class DescriptorStage(Stage):
@@ -51,7 +51,11 @@ class DescriptorStage(Stage):
             network.head.requires_grad_(False)
 
     def forward(self, batch: PoseBatch, step: int) -> dict[str, Tensor]:
-        maps0, maps1 = self.network(self.images(batch)).descriptors.float().chunk(2)
+        descriptors = self.network(self.images(batch)).descriptors
+        with torch.autocast(descriptors.device.type, enabled=False):  # lines are nowhere near in half precision
+            return self._losses(batch, *descriptors.float().contiguous().chunk(2))
+
+    def _losses(self, batch: PoseBatch, maps0: Tensor, maps1: Tensor) -> dict[str, Tensor]:
         size, config = batch.size, self.config
         losses, kept = [], []
         for first, second, fundamental in (
@@ -95,11 +99,10 @@ class DetectorStage(Stage):
 
     def forward(self, batch: PoseBatch, step: int) -> dict[str, Tensor]:
         dense = self.network(self.images(batch))
-        score0, score1 = dense.score.chunk(2)
-        maps0, maps1 = dense.descriptors.detach().float().chunk(2)
-        loss, self.figures = detector_loss(
-            score0, score1, maps0, maps1, batch.fundamental, batch.size, self.config
-        )
+        with torch.autocast(dense.score.device.type, enabled=False):
+            scores = dense.score.float().contiguous().chunk(2)
+            maps = dense.descriptors.detach().float().contiguous().chunk(2)
+            loss, self.figures = detector_loss(*scores, *maps, batch.fundamental, batch.size, self.config)
         return {"reinforce": loss}
 
 
