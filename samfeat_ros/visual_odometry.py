@@ -59,8 +59,9 @@ class VisualOdometryNode(Node):
         self._path_publisher = self.create_publisher(Path, "~/path", 1)
         self._tf_publisher, self._tf_message = self._create_tf() if publish_tf else (None, None)
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, newest())
-        self.create_subscription(PointCloud2, "samfeat/matches", self._on_matches, QoSProfile(depth=10))
-        self._said_no_camera = self.create_timer(WARN_PERIOD_S, self._remind)
+        # every frame counts: what is late is computed late, not left out
+        self.create_subscription(PointCloud2, "samfeat/matches", self._on_matches, QoSProfile(depth=100))
+        self._reminder = self.create_timer(WARN_PERIOD_S, self._remind)
 
     def _declare(self, name: str, default: Any, description: str) -> Any:
         return self.declare_parameter(name, default, ParameterDescriptor(description=description)).value
@@ -74,9 +75,10 @@ class VisualOdometryNode(Node):
         return self.create_publisher(TFMessage, "/tf", 100), TFMessage
 
     def _remind(self) -> None:
+        self._reminder.cancel()
         if self._odometry is None:
             name = self.resolve_topic_name("camera_info")
-            self.get_logger().warning(f"no calibrated CameraInfo on {name} yet: without it there is no odometry")
+            self.get_logger().warning(f"no calibrated CameraInfo on {name}: without it there is no odometry")
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         try:
@@ -86,7 +88,6 @@ class VisualOdometryNode(Node):
             return
         if self._camera is None or not _same(camera, self._camera):
             self._camera, self._odometry = camera, MonocularOdometry(camera)
-            self._said_no_camera.cancel()
 
     def _on_matches(self, msg: PointCloud2) -> None:
         if self._odometry is None:

@@ -32,7 +32,7 @@ th:first-child, td:first-child { text-align: left; }
 td.best { font-weight: 650; background: #e9f4ea; } .note { color: #5a6475; }
 .problems { background: #fff4e0; border-left: 4px solid #e08e0b; padding: .5em 1em; }
 figure { margin: 0; } figcaption { font-size: .85em; color: #5a6475; }
-.pictures { display: grid; gap: .8em; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); }
+.pictures { display: grid; gap: .8em; }
 .pictures img, svg { width: 100%; height: auto; } code { background: #f0f2f6; padding: 0 .25em; }
 """
 
@@ -104,7 +104,8 @@ def _classic(report: dict[str, Any]) -> str:
     if not wins:
         return "<p>No classic front-end is better than the best model in any line.</p>"
     items = "".join(f"<li>{escape(line)}</li>" for line in wins)
-    return f"<p>Where a classic front-end is better than every model:</p><ul>{items}</ul>"
+    title = f"In {len(wins)} lines a classic front-end is better than every model"
+    return f"<details><summary><b>{title}</b></summary><ul>{items}</ul></details>"
 
 
 def _explain(report: dict[str, Any]) -> str:
@@ -157,25 +158,38 @@ def _plot_matches(evaluated: list[Evaluated]) -> str:
         axis.plot(seconds, matches, color=colour, alpha=0.35, linewidth=1, label="matches")
         axis.plot(seconds, inliers, color=colour, linewidth=1.4, label="inliers")
         axis.set_title(item.run.name, loc="left", fontsize=10)
-        axis.set_ylim(bottom=0)
         axis.legend(loc="upper right", fontsize=8, frameon=False, ncols=2)
+    axes[-1, 0].set_ylim(bottom=0)
     axes[-1, 0].set_xlabel("time in the recording, s")
     return _svg(figure)
 
 
 def _plot_latency(evaluated: list[Evaluated]) -> str:
     figure, axes = _figure(11, 3.2, columns=2, width_ratios=[3, 2])
-    for item, colour in _coloured(evaluated):
-        values = np.array([1e3 * record.latency_s for record in item.run.records])
-        values = values[np.isfinite(values)]
-        if len(values):
-            bins = np.geomspace(max(values.min(), 0.1), max(values.max(), 0.2) * 1.001, 40)
-            axes[0, 0].hist(values, bins=bins, color=colour, alpha=0.55, label=item.run.name)
-    axes[0, 0].set_xscale("log")
-    axes[0, 0].set(xlabel="latency, ms", ylabel="frames")
-    axes[0, 0].legend(fontsize=8, frameon=False)
+    axis = axes[0, 0]
+    latencies = [np.array([1e3 * record.latency_s for record in item.run.records]) for item in evaluated]
+    latencies = [values[np.isfinite(values)] for values in latencies]
+    known = np.concatenate(latencies)
+    if len(known):
+        bins = np.geomspace(max(known.min(), 0.1) / 1.001, max(known.max(), 0.2) * 1.001, 60)
+        for (item, colour), values in zip(_coloured(evaluated), latencies):
+            axis.hist(values, bins=bins, color=colour, alpha=0.3)
+            axis.hist(values, bins=bins, color=colour, histtype="step", linewidth=1.4, label=item.run.name)
+        axis.legend(fontsize=8, frameon=False)
+    axis.set_xscale("log")
+    _plain_ticks(axis.xaxis)
+    axis.set(xlabel="latency, ms", ylabel="frames")
     _plot_stages(evaluated, axes[0, 1])
     return _svg(figure)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Numbers as people write them on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plot_stages(evaluated: list[Evaluated], axis: Any) -> None:
@@ -204,6 +218,7 @@ def _plot_survival(evaluated: list[Evaluated]) -> str:
         axes[0, 1].plot(frames, alive, color=colour, label=item.run.name)
     for axis, label in zip(axes[0], ("share of tracks", "number of tracks")):
         axis.set(xscale="log", yscale="log", xlabel="at least so many frames long", ylabel=label)
+        _plain_ticks(axis.xaxis)
     axes[0, 0].legend(fontsize=8, frameon=False)
     return _svg(figure)
 
@@ -240,8 +255,9 @@ def _pictures(evaluated: list[Evaluated], footage: Footage) -> list[str]:
         "<p class='note'>Lines lead from the previous frame's point to this frame's: green inliers, red outliers.</p>"
     )
     return [
-        "<h2>Sample frames</h2>", legend, _gallery(samples, drawn),
-        "<h2>Worst frames of each</h2>", "<p class='note'>Those with the fewest inliers.</p>", _gallery(worst, drawn),
+        "<h2>Sample frames</h2>", legend, _gallery(samples, drawn, len(evaluated)),
+        "<h2>Worst frames of each</h2>", "<p class='note'>Those with the fewest inliers.</p>",
+        _gallery(worst, drawn, SAMPLES),
     ]  # fmt: skip
 
 
@@ -294,7 +310,7 @@ def _counts(record: Record) -> str:
     return f"{len(record.points)} matches, {int(record.inlier.sum())} inliers"
 
 
-def _gallery(items: list[tuple[Evaluated, Record]], drawn: dict[tuple[str, int], str]) -> str:
+def _gallery(items: list[tuple[Evaluated, Record]], drawn: dict[tuple[str, int], str], columns: int) -> str:
     figures = []
     for item, record in items:
         data = drawn.get((item.run.name, record.number))
@@ -302,4 +318,5 @@ def _gallery(items: list[tuple[Evaluated, Record]], drawn: dict[tuple[str, int],
             text = f"{item.run.name}, frame {record.number}: {_counts(record)}"
             image = f"<img src='data:image/jpeg;base64,{data}' alt='{escape(text)}'>"
             figures.append(f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>")
-    return f"<div class='pictures'>{''.join(figures)}</div>"
+    style = f"grid-template-columns: repeat({min(columns, 4)}, 1fr)"
+    return f"<div class='pictures' style='{style}'>{''.join(figures)}</div>"

@@ -1,0 +1,218 @@
+"""The command evaluate_bag: through the real node, on good bags and on bad ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags")
+pytest.importorskip("rclpy")
+pytest.importorskip("evo")
+
+import bag_maker
+from bag_maker import START, write_bag
+from rosbags.rosbag2 import StoragePlugin
+from test_bags import mutants
+from typer.testing import CliRunner
+
+from samfeat_core.errors import SamfeatError
+from samfeat_ros.evaluate_bag import app
+from samfeat_ros.evaluation.footage import Footage
+from samfeat_ros.playback import Recording
+
+CLASSIC = ["--model", "none", "--baseline", "lk", "--rate", "max", "--keypoints", "150"]
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """The command changes the environment and the signal handler of its process; tests after it shall not notice."""
+    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def evaluate(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory) -> Path:
+    return write_bag(tmp_path_factory.mktemp("bag") / "wall")
+
+
+def test_model_and_baseline_with_ground_truth(bag, weights, tmp_path):
+    """Every frame through the node, twice: the same to the bit; the report says how well."""
+    digests = []
+    for name in ("first", "second"):
+        code, out, err = evaluate(
+            bag, "--ground-truth", "/pose",
+            "--model", f"samfeat-nano={weights}", "--device", "cpu", "--engine", "eager",
+            "--parameter", "threshold=0.0", "--baseline", "orb", "--rate", "max", "--keypoints", 200,
+            "--output", tmp_path / name,
+        )  # fmt: skip
+        assert code == 0, err
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        digests.append(report["runs"][0]["digest"])
+    assert digests[0] == digests[1]
+    assert (tmp_path / "first" / "report.html").stat().st_size > 10_000
+    model, orb = report["runs"]
+    assert (model["kind"], orb["kind"]) == ("model", "baseline")
+    assert model["frames_processed"] == orb["frames_processed"] == 12 and model["dropped"] == {}
+    assert model["latency_ms"]["p50"] > 0 and set(model["stages_ms"]) >= {"decode", "network", "match"}
+    assert model["memory_mb"] > 10 and model["details"]["engine"] == "eager"
+    assert model["epipolar"]["pairs"] == 11 and orb["epipolar"]["inliers"]["median_px"] < 1
+    assert "inlier ratio" in out and "report.html" in out
+
+
+def test_at_the_recorded_rate(bag, weights, tmp_path):
+    """Frames come as recorded; those that the node does not answer are counted."""
+    code, _, err = evaluate(
+        bag, "--model", f"samfeat-nano={weights}", "--device", "cpu", "--engine", "eager",
+        "--parameter", "threshold=0.0", "--baseline", "none", "--rate", 2.0, "--keypoints", 100, "--output", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    (run,) = json.loads((tmp_path / "report.json").read_text())["runs"]
+    assert run["frames_processed"] + sum(run["dropped"].values()) == run["frames_offered"] == 12
+    assert run["seconds"] >= 0.5
+
+
+def test_a_model_that_cannot_be_is_said_and_the_rest_is_evaluated(bag, tmp_path):
+    code, out, err = evaluate(
+        bag, "--model", "no-such-model", "--baseline", "lk", "--rate", "max", "--output", tmp_path
+    )
+    assert code == 1 and "no-such-model" in err and "Traceback" not in err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [run["name"] for run in report["runs"]] == ["lk"] and "no-such-model" in report["failures"]
+
+
+def test_kitti_ground_truth_and_limit(bag, tmp_path):
+    rows = [f"1 0 0 {bag_maker.pose(i).pose.position.x} 0 1 0 0 0 0 1 0" for i in range(8)]
+    (tmp_path / "poses.txt").write_text("\n".join(rows))
+    code, _, err = evaluate(
+        bag, *CLASSIC, "--limit", 8, "--ground-truth", tmp_path / "poses.txt", "--output", tmp_path / "out"
+    )
+    assert code == 0, err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["ground_truth"]["frames_with_pose"] == 8 and report["bag"]["usable"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--image-topic", "/nope"], "has no topic '/nope'; Image or CompressedImage topics there: /camera/image_raw"),
+        (["--image-topic", "/pose"], "is of type geometry_msgs/msg/PoseStamped"),
+        (["--camera-info-topic", "/nope"], "CameraInfo topics there: /camera/camera_info"),
+        (["--ground-truth", "/nope"], "PoseStamped"),
+        (["--rate", "fast"], "--rate 'fast'"),
+        (["--rate", "-1"], "--rate '-1'"),
+        (["--gaps", "0"], "--gaps '0'"),
+        (["--baseline", "surf"], "--baseline 'surf'"),
+        (["--baseline", "none"], "neither a model nor a baseline"),
+        (["--model", "samfeat-nano=/no/such.safetensors"], "there is no file"),
+        (["--parameter", "threshold"], "expected NAME=VALUE"),
+        (["--extrinsics", "1 2", "--ground-truth", "/pose"], "expected 'x y z qx qy qz qw'"),
+        (["--camera-info", "/no/such.yaml"], "/no/such.yaml"),
+    ],
+)
+def test_wrong_options_are_one_line(bag, tmp_path, arguments, expected):
+    code, _, err = evaluate(bag, *CLASSIC, *arguments, "--output", tmp_path / "out")
+    assert code == 1 and expected in err and "Traceback" not in err
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_no_such_bag(tmp_path):
+    code, _, err = evaluate(tmp_path / "nothing.mcap", *CLASSIC)
+    assert code == 1 and "no such file" in err
+
+
+def test_ground_truth_that_does_not_overlap(bag, tmp_path):
+    (tmp_path / "tum.txt").write_text("1.0 0 0 0 0 0 0 1\n2.0 1 0 0 0 0 0 1\n")
+    code, _, err = evaluate(bag, *CLASSIC, "--ground-truth", tmp_path / "tum.txt", "--output", tmp_path / "out")
+    assert code == 1 and "none lies within" in err and f"{START * 1e-9:.3f}" in err
+
+
+def test_no_camera_info_is_evaluated_without_ground_truth(tmp_path):
+    bag = write_bag(tmp_path / "bag", with_camera=False)
+    code, out, err = evaluate(bag, *CLASSIC, "--ground-truth", "/pose", "--output", tmp_path / "out")
+    assert code == 0 and "no CameraInfo" in err and "ATE" not in out
+    problems = json.loads((tmp_path / "out" / "report.json").read_text())["bag"]["problems"]
+    assert any("no CameraInfo" in line for line in problems)
+
+
+def test_zero_frames(tmp_path):
+    code, _, err = evaluate(write_bag(tmp_path / "bag", images=[]), *CLASSIC)
+    assert code == 1 and "image" in err and "Traceback" not in err
+
+
+def test_truncated_bag_is_evaluated_as_far_as_it_goes(bag, tmp_path):
+    data = (bag / "wall.mcap").read_bytes()
+    path = tmp_path / "cut.mcap"
+    path.write_bytes(data[: len(data) // 2])
+    code, _, err = evaluate(path, *CLASSIC, "--output", tmp_path / "out")
+    assert code == 0 and "damaged" in err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert 2 <= report["bag"]["usable"] < 12 and "damaged" in report["bag"]["problems"][0]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Read this first" in page
+
+
+@pytest.fixture(scope="module", params=[StoragePlugin.MCAP, StoragePlugin.SQLITE3], ids=["mcap", "sqlite3"])
+def tiny(request, tmp_path_factory) -> Path:
+    """A storage file with four small images."""
+    images = [bag_maker.image(i, bag_maker.picture(i, 48, 36)) for i in range(4)]
+    folder = write_bag(tmp_path_factory.mktemp("tiny") / "bag", images=images, storage=request.param)
+    return next(path for path in folder.iterdir() if path.suffix in (".mcap", ".db3"))
+
+
+def check_footage(source: Path, folder: Path, count: int, seed: int) -> None:
+    """Mutants of a bag: an error of one line, or footage whose losses are stated."""
+    path = folder / source.name
+    for number, data in enumerate(mutants(source.read_bytes(), count, seed)):
+        path.write_bytes(data)
+        try:
+            footage = Footage(Recording(path, "/camera/image_raw"))
+        except SamfeatError as error:
+            assert "\n" not in str(error) and str(error)
+            continue
+        assert len(footage.frames) == 4 or footage.problems, f"mutant {number}: silent loss"
+        assert footage.duration_s < 60, "a broken time would stall the playback"
+        assert sum(1 for _ in footage.images()) == len(footage.frames)
+        footage.recording.close()
+
+
+def test_mutants_as_footage(tiny, tmp_path):
+    check_footage(tiny, tmp_path, 120, seed=5)
+
+
+@pytest.mark.slow
+def test_many_mutants_as_footage(tiny, tmp_path):
+    check_footage(tiny, tmp_path, 1500, seed=6)
+
+
+@pytest.mark.parametrize("seed", [7])
+def test_mutants_through_the_command(tiny, tmp_path, seed):
+    """The whole command on mutants: 0 with a report, or 1 with one line."""
+    path = tmp_path / tiny.name
+    for data in mutants(tiny.read_bytes(), 4, seed):
+        path.write_bytes(data)
+        code, _, err = evaluate(path, *CLASSIC, "--image-topic", "/camera/image_raw", "--output", tmp_path / "out")
+        assert code in (0, 1) and "Traceback" not in err
+        assert code == 0 or err.strip().splitlines()[-1].startswith("evaluate_bag: ")
+
+
+def test_random_bytes_are_no_bag(tmp_path):
+    for suffix in (".mcap", ".db3", ".bag"):
+        path = tmp_path / f"random{suffix}"
+        path.write_bytes(np.random.default_rng(0).bytes(5000))
+        code, _, err = evaluate(path, *CLASSIC)
+        assert code == 1 and "not readable" in err and str(path) in err
