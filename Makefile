@@ -71,3 +71,48 @@ clean:
 
 distclean: clean
 	rm -rf $(VENV)
+
+# ---- training: docs/training.md ----
+
+DATA ?= ../shared/data
+RUNS ?= runs
+TRAIN := $(PY) -m training.train
+PHOTOS = --set 'data.photos=[$(DATA)/photos/a,$(DATA)/photos/b]'
+PREPARED = --set data.teacher=$(OUT)/teacher --set 'data.pairs=[$(OUT)/pairs/kitchen,$(OUT)/pairs/scenes]'
+
+.PHONY: teach labels pairs train-samfeat train-nano train-nano-distilled ablation evaluate-runs pack unpack
+
+teach: $(READY)
+	$(PY) -m training.teach annotations $(DATA)/photos $(DATA)/segments $(OUT)/teacher
+
+labels: $(READY)
+	$(PY) -m training.label photos $(DATA)/photos $(OUT)/labels --base shi-tomasi
+
+pairs: $(READY)
+	$(PY) -m training.pairs.posed --folder $(DATA)/posed/kitchen_rgbd --kinect --pairs 200 --output $(OUT)/pairs/kitchen
+	$(PY) -m training.scenes render-pairs --textures $(DATA)/photos --pairs 400 --output $(OUT)/pairs/scenes
+
+train-samfeat: $(READY)
+	$(TRAIN) --config config/train/samfeat.yaml --output $(RUNS)/samfeat $(PHOTOS) $(PREPARED) $(TRAIN_ARGS)
+
+train-nano: $(READY)
+	$(TRAIN) --config config/train/samfeat_nano.yaml --output $(RUNS)/nano $(PHOTOS) $(PREPARED) $(TRAIN_ARGS)
+
+train-nano-distilled: $(READY)
+	$(TRAIN) --config config/train/samfeat_nano_distilled.yaml --output $(RUNS)/nano_distilled $(PHOTOS) $(PREPARED) \
+		--set imitate.weights=$(RUNS)/samfeat/best.safetensors $(TRAIN_ARGS)
+
+ablation: $(READY)
+	$(PY) -m training.ablate --config config/train/samfeat_nano.yaml --output $(RUNS)/ablation $(PHOTOS) $(PREPARED) $(TRAIN_ARGS)
+
+evaluate-runs: $(READY)
+	$(PY) -m training.evaluate --data $(DATA)/eval --output $(OUT)/evaluation $(foreach run,$(wildcard $(RUNS)/*/best.safetensors),\
+		--extractor $(if $(findstring nano,$(run)),samfeat-nano,samfeat)=$(run))
+
+# For a machine that cannot reach the data: archives small enough to send, in $(OUT)/pack; `make unpack` there.
+pack:
+	rm -rf $(OUT)/pack && mkdir -p $(OUT)/pack
+	tar -cf - $(OUT)/teacher $(OUT)/pairs -C $(DATA) photos | split -b 60M - $(OUT)/pack/part.
+
+unpack:
+	mkdir -p data && cat $(OUT)/pack/part.* | tar -xf - && mv photos data/
