@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -63,12 +65,15 @@ def node():
         spinner.close()
 
 
-def _drive(rig, scene: Scene) -> list[Odometry]:
+def _drive(rig, node: VisualOdometryNode, scene: Scene) -> list[Odometry]:
     """Send CameraInfo and all matches; the odometry messages that came."""
     got = rig.listen(Odometry, "/visual_odometry/odometry")
-    rig.publisher(CameraInfo, "/camera_info").publish(_info())
-    publisher = rig.publisher(PointCloud2, "/samfeat/matches", 100)
-    rig.wait(lambda: rig.peer.count_publishers("/visual_odometry/odometry"), "the odometry publisher")
+    info, publisher = rig.publisher(CameraInfo, "/camera_info"), rig.publisher(PointCloud2, "/samfeat/matches", 100)
+    # one side may see the other before it is seen itself: the first messages are repeated until they have arrived
+    rig.wait(lambda: (info.publish(_info()), time.sleep(0.05), node._camera)[2], "the camera")
+    empty = matches_to_msg(_header(0), Features.empty((640, 480), 1), None, Matches(*[np.zeros(0, np.int64)] * 4), None)
+    rig.wait(lambda: (publisher.publish(empty), time.sleep(0.05), node._odometry._stamp_ns)[2], "the first matches")
+    rig.wait(lambda: node._odometry_publisher.get_subscription_count() > 0, "the listener")
     for index in range(1, len(scene.poses)):
         publisher.publish(_matches(scene, index))
     last = _header(len(scene.poses) - 1).stamp
@@ -78,9 +83,10 @@ def _drive(rig, scene: Scene) -> list[Odometry]:
 
 def test_follows_the_camera(rig, node):
     """The camera drives ahead: odometry moves along x of the odom frame, whatever the scale."""
-    node(odom_frame="map", path_length=10)
+    started = node(odom_frame="map", path_length=10)
     paths = rig.listen(Path, "/visual_odometry/path")
-    got = _drive(rig, Scene(drive(FRAMES)))
+    rig.wait(lambda: started._path_publisher.get_subscription_count() > 0, "the listener of the path")
+    got = _drive(rig, started, Scene(drive(FRAMES)))
     assert len(got) > 20
     last = got[-1]
     assert (last.header.frame_id, last.child_frame_id) == ("map", "camera_optical")
@@ -96,14 +102,15 @@ def test_follows_the_camera(rig, node):
 
 def test_says_what_is_missing(rig, node):
     """No CameraInfo, an uncalibrated one, a message of another layout, TF without tf2_msgs: one line each."""
-    node(publish_tf=True)
+    started = node(publish_tf=True)
     try:
         import tf2_msgs  # noqa: F401
     except ImportError:
         rig.wait(lambda: "tf2_msgs is not installed" in rig.log, "the line about TF")
-    rig.publisher(CameraInfo, "/camera_info").publish(CameraInfo(width=640, height=480))
-    rig.wait(lambda: "not calibrated" in rig.log, "the line about the calibration")
-    rig.publisher(CameraInfo, "/camera_info").publish(_info())
+    info = rig.publisher(CameraInfo, "/camera_info")
+    blank = CameraInfo(width=640, height=480)
+    rig.wait(lambda: (info.publish(blank), "not calibrated" in rig.log)[1], "the line about the calibration")
+    rig.wait(lambda: (info.publish(_info()), started._camera)[1], "the camera")
     publisher = rig.publisher(PointCloud2, "/samfeat/matches", 100)
     rig.wait(lambda: (publisher.publish(PointCloud2()), "matches are not used" in rig.log)[1], "the line about it")
 
