@@ -1,5 +1,7 @@
 """Pairs of rendered scenes: correspondence against geometry, occlusion, and the store."""
 
+import pickle
+
 import cv2
 import numpy as np
 import pytest
@@ -119,6 +121,11 @@ def test_pairs_repeat_by_seed_and_index(pairs):
         pairs[6]
     with pytest.raises(ValueError, match="moon"):
         ScenePairs("skimage", 1, kinds=("moon",))
+
+
+def test_a_worker_process_gets_the_same_pairs(pairs):
+    sent = pickle.loads(pickle.dumps(pairs))  # what torch's DataLoader does to reach a worker
+    np.testing.assert_array_equal(sent[4]["warp10"], pairs[4]["warp10"])
 
 
 def test_stored_pairs_come_back_the_same(tmp_path, pairs):

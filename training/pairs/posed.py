@@ -9,7 +9,6 @@ keeps the pairs of a folder in a cache (`training.pairs.stored`).
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -241,7 +240,6 @@ class PosedPairs:
             raise ValueError(f"{folder}: the sequence has no depth/ folder")
         self.size, self.refine, self.min_common, self.tolerance = size, refine, min_common, tolerance
         self.depth_to_colour, self.seed = depth_to_colour, seed
-        self.view = lru_cache(maxsize=4)(self._view)
         frames = len(self.sequence)
         candidates = [(i, i + gap) for gap in range(gaps[0], gaps[1] + 1) for i in range(frames - gap)]
         if not candidates:
@@ -271,7 +269,8 @@ class PosedPairs:
         pair = None if transform is None else make_pair(view0, view1, transform, self.size, rng, self.tolerance)
         return pair if pair is not None and common_share(pair) >= self.min_common else None
 
-    def _view(self, index: int) -> View:
+    def view(self, index: int) -> View:
+        """Frame `index` with its depth at the pixels of its image."""
         sequence = self.sequence
         image = sequence.image(index)
         if self.depth_to_colour is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -54,7 +53,7 @@ class ScenePairs:
         self.count, self.size, self.pairs_per_scene, self.kinds = count, size, pairs_per_scene, tuple(kinds)
         self.overlap, self.baseline, self.max_rotation_deg = overlap, baseline, max_rotation_deg
         self.tolerance, self.seed = tolerance, seed
-        self.scene = lru_cache(maxsize=2)(self._scene)
+        self._built: dict[int, Scene] = {}
 
     def __len__(self) -> int:
         return self.count
@@ -78,7 +77,14 @@ class ScenePairs:
         rendered = scene.render(matrix, self.size, pose)
         return View(rendered.image, rendered.depth, matrix)
 
-    def _scene(self, number: int) -> Scene:
+    def scene(self, number: int) -> Scene:
+        """Scene `number`; the last two stay in memory."""
+        if number not in self._built:
+            self._built = dict([*self._built.items()][-1:])
+            self._built[number] = self._build(number)
+        return self._built[number]
+
+    def _build(self, number: int) -> Scene:
         rng = np.random.default_rng((self.seed, 0, number))
         chosen = rng.permutation(len(self.paths))[:TEXTURES_PER_SCENE]
         textures = [cv2.imread(str(self.paths[i]), cv2.IMREAD_COLOR) for i in chosen]
