@@ -36,7 +36,7 @@ setup(
     extras_require={
         "openvino": ["openvino>=2024.0", "torch>=2.1", "safetensors"],
         "torch": ["torch>=2.1", "safetensors"],
-        "tools": ["rosbags>=0.10", "typer", "tqdm", "matplotlib"],
+        "tools": ["rosbags>=0.10", "mcap", "lz4", "zstandard", "evo", "psutil", "typer", "tqdm", "matplotlib"],
         "test": ["pytest"],
     },
     zip_safe=False,

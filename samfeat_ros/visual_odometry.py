@@ -57,7 +57,8 @@ class VisualOdometryNode(Node):
         self._status = ""
         self._odometry_publisher = self.create_publisher(Odometry, "~/odometry", 10)
         self._path_publisher = self.create_publisher(Path, "~/path", 1)
-        self._tf_publisher, self._tf_message = self._create_tf() if publish_tf else (None, None)
+        self._tf_message: Any = None
+        self._tf_publisher: Any = self._create_tf() if publish_tf else None
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, newest())
         # every frame counts: what is late is computed late, not left out
         self.create_subscription(PointCloud2, "samfeat/matches", self._on_matches, QoSProfile(depth=100))
@@ -66,13 +67,14 @@ class VisualOdometryNode(Node):
     def _declare(self, name: str, default: Any, description: str) -> Any:
         return self.declare_parameter(name, default, ParameterDescriptor(description=description)).value
 
-    def _create_tf(self) -> tuple[Any, Any]:
+    def _create_tf(self) -> Any:
         try:
             from tf2_msgs.msg import TFMessage
         except ImportError:
             self.get_logger().warning("publish_tf is set, but tf2_msgs is not installed: there will be no /tf")
-            return None, None
-        return self.create_publisher(TFMessage, "/tf", 100), TFMessage
+            return None
+        self._tf_message = TFMessage
+        return self.create_publisher(TFMessage, "/tf", 100)
 
     def _remind(self) -> None:
         self._reminder.cancel()

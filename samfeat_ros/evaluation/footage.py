@@ -63,6 +63,7 @@ class Footage:
     ) -> None:
         self.recording = recording
         self._camera_info = None if camera_info is None else read_calibration(camera_info)
+        self._last_checked: bytes | None = None
         self._notes: list[str] = []
         self.refused: Counter[str] = Counter()
         self.total = 0
@@ -113,6 +114,17 @@ class Footage:
         message = decode(BagMessage(IMAGE_TOPIC, self.recording.image_type, frame.time_ns, frame.image))
         compressed = self.recording.image_type.endswith("CompressedImage")
         return image_from_compressed_msg(message) if compressed else image_from_msg(message)
+
+    def _checked(self, camera_info: bytes | None) -> bytes | None:
+        """The CameraInfo if it can be decoded: a middleware that meets a broken message may end the node."""
+        if camera_info is None or camera_info is self._last_checked:
+            return camera_info
+        try:
+            decode(BagMessage("camera_info", CAMERA_INFO_TYPE, 0, camera_info))
+        except BagError:
+            return self._last_checked
+        self._last_checked = camera_info
+        return camera_info
 
     def _look_through(self, on_frame: Callable[[], None]) -> list[FrameInfo]:
         found: list[FrameInfo] = []

@@ -20,6 +20,7 @@ from samfeat_ros.playback import Answer, Frame, NodeProcess, Playback
 
 STAGES = ("queue", "decode", "network", "match", "publish")
 ANSWER_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 600.0  # an engine may have to be built first
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def run_model(
         PlaybackError: the node does not come up, or ends.
     """
     parameters = {"model": choice.name, "weights": choice.weights, "max_keypoints": budget, **choice.parameters}
-    process = NodeProcess(parameters, compressed=footage.recording.image_type.endswith("CompressedImage"), log=log)
+    compressed = footage.recording.image_type.endswith("CompressedImage")
+    process = NodeProcess(parameters, compressed=compressed, timeout=READY_TIMEOUT_S, log=log)
     answers = _Answers(footage.frames)
     with process, Playback(process, footage.recording.image_type, ("keypoints", "matches"), answers.take) as playback:
         playback.wait_until_ready(next(frame for _, frame in footage.messages()))
