@@ -24,6 +24,7 @@ Agreement with the eager engine is measured on the same frame. Prints a table an
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -45,6 +46,7 @@ from samfeat_core.engines import BY_DEVICE, NEEDS, Engine, Job, RawFeatures, cho
 from samfeat_core.errors import EngineError, SamfeatError  # noqa: E402
 from samfeat_core.extractor import FeatureExtractor, find_weights  # noqa: E402
 from samfeat_core.models import build_network, model_spec  # noqa: E402
+from training.evaluation.report import machine  # noqa: E402
 
 WARM_UP = 10
 STAGES = ("device_ms", "engine_ms", "extractor_ms")
@@ -201,6 +203,11 @@ def table(results: Sequence[dict]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in lines)
 
 
+def write_json(path: Path, settings: dict, results: Sequence[dict]) -> None:
+    document = {"format": "samfeat-benchmark-engines", "version": 1, "machine": machine(), "versions": versions()}
+    path.write_text(json.dumps({**document, "settings": settings, "results": list(results)}, indent=1) + "\n")
+
+
 def versions() -> dict[str, str]:
     found = {}
     for package in ("torch", "torch-tensorrt", "tensorrt", "openvino", "triton"):
@@ -224,21 +231,6 @@ def main(
     output: Annotated[Path, typer.Option(help="The JSON file.")] = Path("out/benchmarks/cuda_engines.json"),
 ) -> None:
     """Time every engine of our models on one device, and compare its features with eager's."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            frame = load_frame(image, (width, height))
-            names = engine_names(engine, device)
-            benches = [
-                Bench(name, weights, device, frame, max_keypoints, runs, Path(folder))
-                for name, weights in find_models(model or ["samfeat", "samfeat-nano"], untrained, Path(folder))
-            ]
-            results = [bench.measure(name) for bench in benches for name in names]
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError, SamfeatError) as error:
-        typer.echo(f"cuda_engines: {error}", err=True)
-        raise typer.Exit(1) from None
-    from training.evaluation import report
-
     settings = {
         "width": width,
         "height": height,
@@ -247,12 +239,26 @@ def main(
         "device": device,
         "untrained": untrained,
     }
-    machine = report.machine()
-    where = machine["gpu"] if device == "cuda" else machine["processor"]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            frame = load_frame(image, (width, height))
+            names = engine_names(engine, device)
+            benches = [
+                Bench(name, weights, device, frame, max_keypoints, runs, Path(folder))
+                for name, weights in find_models(model or ["samfeat", "samfeat-nano"], untrained, Path(folder))
+            ]
+            output.parent.mkdir(parents=True, exist_ok=True)
+            results: list[dict] = []
+            for bench, name in itertools.product(benches, names):
+                typer.echo(f"{bench.name}: {name} ...", err=True)
+                results.append(bench.measure(name))  # written at once: the time on a borrowed GPU may run out
+                write_json(output, settings, results)
+    except (ValueError, OSError, SamfeatError) as error:
+        typer.echo(f"cuda_engines: {error}", err=True)
+        raise typer.Exit(1) from None
+    where = machine()["gpu" if device == "cuda" else "processor"]
     typer.echo(f"{width}x{height}, {max_keypoints} keypoints, batch 1, {where}; p50 / p90")
     typer.echo(table(results))
-    document = {"format": "samfeat-benchmark-engines", "version": 1, "machine": machine, "versions": versions()}
-    output.write_text(json.dumps({**document, "settings": settings, "results": results}, indent=1) + "\n")
     typer.echo(f"wrote {output}")
     if all("error" in row for row in results):
         raise typer.Exit(1)
