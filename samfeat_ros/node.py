@@ -252,8 +252,7 @@ class SamfeatNode(LifecycleNode):
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._pipeline is not None:
             self._pipeline.reset()
-        self.statistics.clear()
-        response.success, response.message = True, "tracks restart with the next frame, counters are zero"
+        response.success, response.message = True, "tracks restart with the next frame"
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
