@@ -199,11 +199,11 @@ def test_many_mutants_as_footage(tiny, tmp_path):
     check_footage(tiny, tmp_path, 1500, seed=6)
 
 
-@pytest.mark.parametrize("seed", [7])
-def test_mutants_through_the_command(tiny, tmp_path, seed):
+@pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_mutants_through_the_command(tiny, tmp_path, count):
     """The whole command on mutants: 0 with a report, or 1 with one line."""
     path = tmp_path / tiny.name
-    for data in mutants(tiny.read_bytes(), 4, seed):
+    for data in mutants(tiny.read_bytes(), count, seed=7):
         path.write_bytes(data)
         code, _, err = evaluate(path, *CLASSIC, "--image-topic", "/camera/image_raw", "--output", tmp_path / "out")
         assert code in (0, 1) and "Traceback" not in err
