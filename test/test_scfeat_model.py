@@ -3,11 +3,14 @@
 import math
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from samfeat_core import FeatureExtractor
 from samfeat_core.errors import EngineError, WeightsError
 from samfeat_core.models import MODELS, build_network
 from samfeat_core.models.scfeat import CouplingBridgeNorm, DetectionHead, Maps, Scfeat, peakiness
@@ -222,3 +225,25 @@ def test_it_compiles_without_a_graph_break(network):
     with torch.no_grad():
         for a, b in zip(compiled(image)[:2], network(image)[:2], strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_the_extractor_runs_a_trained_variant_on_either_cpu_engine(network, tmp_path):
+    pytest.importorskip("openvino")
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    noise = np.random.default_rng(0).integers(0, 255, (13, 18, 3), np.uint8)
+    image = cv2.resize(noise, (90, 61), interpolation=cv2.INTER_CUBIC)  # no multiple of anything
+    found = {}
+    for engine in ("eager", "openvino"):
+        extractor = FeatureExtractor.from_pretrained(
+            "scfeat", "cpu", engine, max_keypoints=64, weights=tmp_path / "w.safetensors", cache_dir=tmp_path
+        )
+        assert extractor.engine_name == engine
+        found[engine] = extractor(image)
+        assert len(extractor(image[..., 0])) > 5  # grey
+    eager, other = found["eager"], found["openvino"]
+    assert len(eager) > 5 and eager.descriptors.shape[1] == 128
+    gaps = np.linalg.norm(eager.keypoints[:, None] - other.keypoints[None], axis=2)
+    near = gaps.min(1) < 0.1
+    assert near.mean() > 0.98
+    cosine = np.einsum("nd,nd->n", eager.descriptors, other.descriptors[gaps.argmin(1)])
+    assert cosine[near].min() > 0.999
