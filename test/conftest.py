@@ -14,7 +14,7 @@ os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
 for _name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
-    os.environ.setdefault(_name, str(ROOT / "config" / "fastdds_shm.xml"))
+    os.environ[_name] = str(ROOT / "config" / "fastdds_shm.xml")
 
 import pytest  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 import time
@@ -26,7 +27,7 @@ from std_msgs.msg import Header
 from samfeat_ros.messages import image_to_msg, ns_to_stamp, stamp_to_ns
 from samfeat_ros.node import SamfeatNode
 
-TIMEOUT_S = 40.0
+TIMEOUT_S = 120.0
 FRAME_NS = 50_000_000
 FOCAL = 300.0
 
@@ -53,6 +54,9 @@ class Spinner:
         close = getattr(self.node, "close", self.node.destroy_node)
         close()
         self.context.try_shutdown()
+        # A lifecycle node holds its services until it is collected; the next node would share its name with a ghost.
+        del self.node, self.executor, close
+        gc.collect()
 
 
 class Rig:
@@ -65,6 +69,7 @@ class Rig:
 
     def __init__(self, defaults: dict[str, Any], capfd: Any) -> None:
         self.defaults = defaults
+        self.clients: dict[str, Any] = {}
         self._capfd = capfd
         self._log = ""
         self.spinners: list[Spinner] = []
@@ -120,11 +125,12 @@ class Rig:
         return publisher
 
     def call(self, kind: type, name: str, request: Any) -> Any:
-        client = self.peer.create_client(kind, name)
-        assert client.wait_for_service(TIMEOUT_S), name
-        future = client.call_async(request)
+        """The answer of a service."""
+        if name not in self.clients:
+            self.clients[name] = self.peer.create_client(kind, name)
+        assert self.clients[name].wait_for_service(TIMEOUT_S), name
+        future = self.clients[name].call_async(request)
         self.wait(future.done, f"an answer of {name}")
-        self.peer.destroy_client(client)
         return future.result()
 
     def transition(self, label: str, node: str = "/samfeat") -> bool:

@@ -26,7 +26,7 @@ _min_similarity: float | None = None
 
 
 def init(*arguments: int | float | str) -> None:
-    """Called by rtabmap: `init(cuda)` for the detector, `init(dim, threshold, iterations, cuda, model)` for the matcher.
+    """Called by rtabmap: `init(cuda)` of the detector, `init(dim, threshold, iterations, cuda, model)` of the matcher.
 
     Raises:
         TypeError: neither of the two.
