@@ -219,7 +219,8 @@ def _plot_survival(evaluated: list[Evaluated]) -> str:
     for axis, label in zip(axes[0], ("share of tracks", "number of tracks")):
         axis.set(xscale="log", yscale="log", xlabel="at least so many frames long", ylabel=label)
         _plain_ticks(axis.xaxis)
-    axes[0, 0].legend(fontsize=8, frameon=False)
+    if axes[0, 0].lines:
+        axes[0, 0].legend(fontsize=8, frameon=False)
     return _svg(figure)
 
 
