@@ -42,7 +42,7 @@ $(READY): requirements.txt requirements-dev.txt setup.py | $(PY)
 
 ifdef BAG
 demo: $(READY)
-	$(PY) -m samfeat_ros.demo $(BAG) --output $(OUT)/demo $(if $(IMAGE_TOPIC),--image-topic $(IMAGE_TOPIC)) $(DEMO_ARGS)
+	$(PY) -m samfeat_ros.demo "$(BAG)" --output $(OUT)/demo $(if $(IMAGE_TOPIC),--image-topic $(IMAGE_TOPIC)) $(DEMO_ARGS)
 else
 demo: $(READY) $(ROOM_BAG)/metadata.yaml
 	$(PY) -m samfeat_ros.demo $(ROOM_BAG) --output $(OUT)/demo $(DEMO_ARGS)

@@ -455,8 +455,10 @@ class Playback:
             self._reports += 1
 
     def spin(self, seconds: float) -> None:
-        """Take in what comes for that long."""
+        """Take in what comes for that long; what is there already even when no time is left."""
         until = time.monotonic() + seconds
+        for _ in self.listen:
+            self._executor.spin_once(timeout_sec=0)
         while (left := until - time.monotonic()) > 0:
             self._executor.spin_once(timeout_sec=left)
 
