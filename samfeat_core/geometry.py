@@ -31,7 +31,7 @@ _BUDGET_ESSENTIAL: dict[str, Any] = {"maxIters": 600} if "maxIters" in (cv2.find
 _TRUSTED_SHARE = 0.7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value: cameras compare by identity
 class Camera:
     """Intrinsics of one camera.
 

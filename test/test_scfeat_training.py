@@ -1,5 +1,6 @@
 """SCFeat's data and training: pairs from poses alone, their limits, both stages on a small rendered scene."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+import training.train
 from samfeat_core.models import DenseFeatures, build_network
 from training.config import OptimizerConfig, load_config
 from training.geometry import epipolar_distance, relative_pose
@@ -333,8 +337,8 @@ def test_the_detector_stage_works_for_another_network():
 
 def test_the_shipped_configurations_are_valid():
     folder = Path(__file__).parents[1] / "config/train"
-    for stage in ("descriptor", "detector"):
-        path = folder / f"scfeat_{stage}.yaml"
+    for stage, variant in itertools.product(("descriptor", "detector"), ("", "_small")):
+        path = folder / f"scfeat_{stage}{variant}.yaml"
         assert names_stage(path)
         config = load_config(path, ["network.encoder=resnet18", "data.size=[320,240]"], ScfeatConfig)
         assert config.stage == stage and config.network.encoder == "resnet18" and config.data.size == (320, 240)
@@ -362,3 +366,23 @@ def test_the_real_sequence_is_read_without_its_depth():
     assert len(training) > 200 and len(validation) > 10
     batch = PoseSource(training, (320, 240)).sample(2)
     assert batch.image0.shape == (2, 3, 240, 320) and torch.isfinite(batch.fundamental).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["init=nowhere.safetensors"], "nowhere.safetensors: no such weights file"),
+        (["init=null"], "needs init"),
+        (["detector.samples=many"], "detector.samples is 'many'"),
+    ],
+)
+def test_the_common_command_trains_it_too_and_refuses_in_one_line(overrides, words, tmp_path):
+    app = typer.Typer()
+    app.command()(training.train.main)
+    config = Path(__file__).parents[1] / "config/train/scfeat_detector.yaml"
+    arguments = ["--config", str(config), "--output", str(tmp_path), "--device", "cpu"]
+    for override in overrides:
+        arguments += ["--set", override]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ") and words in result.output and result.output.count("\n") == 1
