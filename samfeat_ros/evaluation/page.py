@@ -158,14 +158,14 @@ def _plot_matches(evaluated: list[Evaluated]) -> str:
         axis.plot(seconds, matches, color=colour, alpha=0.35, linewidth=1, label="matches")
         axis.plot(seconds, inliers, color=colour, linewidth=1.4, label="inliers")
         axis.set_title(item.run.name, loc="left", fontsize=10)
-        axis.legend(loc="upper right", fontsize=8, frameon=False, ncols=2)
+        axis.legend(loc="upper right", fontsize=8, frameon=False, ncol=2)
     axes[-1, 0].set_ylim(bottom=0)
     axes[-1, 0].set_xlabel("time in the recording, s")
     return _svg(figure)
 
 
 def _plot_latency(evaluated: list[Evaluated]) -> str:
-    figure, axes = _figure(11, 3.2, columns=2, width_ratios=[3, 2])
+    figure, axes = _figure(11, 3.2, columns=2, gridspec_kw={"width_ratios": [3, 2]})
     axis = axes[0, 0]
     latencies = [np.array([1e3 * record.latency_s for record in item.run.records]) for item in evaluated]
     latencies = [values[np.isfinite(values)] for values in latencies]
