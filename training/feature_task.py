@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from training.losses import (
     descriptor_triplet,
     detection_loss,
     edge_loss,
+    joint_means,
     matching,
     relation_distillation,
     semantic_contrast,
@@ -52,7 +54,7 @@ class FeatureTaskConfig:
     """Numbers of the losses.
 
     Attributes:
-        points: correspondences per image for the descriptor losses, half of them at detected peaks.
+        points: correspondences per image for the descriptor losses, seven of eight at detected peaks.
         scale: factor on cosine similarities before the softmax of `match`.
         bootstrap_steps: steps during which corners teach the detector, before `repeat` and the others on peaks.
         nms_radius: of the peaks.
@@ -93,7 +95,8 @@ class FeatureTask(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         first, second = split(plain_layout(self.network(images)), len(batch))
         example = self._look_at_example(batch) if self._example else None
-        with torch.autocast(images.device.type, enabled=False):  # losses stay in single precision
+        # Losses stay in single precision, and their means count the images of all ranks.
+        with torch.autocast(images.device.type, enabled=False), joint_means():
             losses = self.descriptor_losses(first, second, batch)
             losses |= self.detector_losses(first, second, batch, step)
             losses |= self.teacher_losses(first, batch)
@@ -137,15 +140,19 @@ class FeatureTask(nn.Module):
         """`dis` and `edge` of the first views that a teacher has seen, `det` of those that are labelled."""
         losses = {}
         if self.weights.dis and first.distill is not None and batch.groups0 is not None:
-            embedding = batch.embedding0
-            losses["dis"] = relation_distillation(
+            relations = partial(
+                relation_distillation,
                 first.distill,
-                embedding=embedding,
-                groups=batch.groups0 if embedding is None else None,
                 attention=first.weight,
-                has_teacher=batch.has_teacher,
                 positions=self.config.relation_positions,
             )
+            if batch.embedding0 is None:
+                losses["dis"] = relations(groups=batch.groups0, has_teacher=batch.has_teacher)
+            else:  # a store may hold photographs with an embedding and without
+                embedded = batch.has_teacher & (batch.embedding0 != 0).flatten(1).any(1)
+                losses["dis"] = relations(embedding=batch.embedding0, has_teacher=embedded) + relations(
+                    groups=batch.groups0, has_teacher=batch.has_teacher & ~embedded
+                )
         if self.weights.edge and first.edge is not None and batch.edges0 is not None:
             losses["edge"] = edge_loss(first.edge, batch.edges0, has_teacher=batch.has_teacher)
         if self.weights.det and batch.keypoints0 is not None:
@@ -153,11 +160,11 @@ class FeatureTask(nn.Module):
         return losses
 
     def choose_points(self, score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, 2) whole pixels, half detected peaks and half anywhere, and (B, N) bool: has a counterpart."""
-        half = self.config.points // 2
-        peaks, _ = detect(score, valid, half, self.config.nms_radius)
+        """(B, N, 2) whole pixels, most of them detected peaks, some anywhere, and (B, N) bool: has a counterpart."""
+        anywhere_count = self.config.points // 8
+        peaks, _ = detect(score, valid, self.config.points - anywhere_count, self.config.nms_radius)
         extent = torch.tensor([score.shape[-1], score.shape[-2]], device=score.device)
-        anywhere = (torch.rand(len(score), half, 2, device=score.device) * extent).floor().minimum(extent - 1)
+        anywhere = (torch.rand(len(score), anywhere_count, 2, device=score.device) * extent).floor().minimum(extent - 1)
         points = torch.cat((peaks, anywhere), 1)
         return points, matching.gather_pixels(valid.permute(0, 2, 3, 1), points)[..., 0]
 

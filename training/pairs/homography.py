@@ -144,13 +144,14 @@ class HomographyPairs:
 
     def _add_teacher(self, batch: PairBatch, photos: list[Photo], at: Tensor, inside: Tensor) -> None:
         """Teacher maps and pseudo-labels of the first view, in its frame."""
-        if any(photo.groups is not None for photo in photos):
+        # Present whenever any photograph of the source has them, so that all ranks evaluate the same losses.
+        if self.photos.taught:
             planes = [self._label_maps(photo, coordinates) for photo, coordinates in zip(photos, at)]
             batch.groups0 = torch.stack([groups for groups, _ in planes]) * inside
             batch.edges0 = (torch.stack([edges for _, edges in planes]) * inside)[:, None]
-        if any(photo.embedding is not None for photo in photos):
+        if self.photos.embedded:
             batch.embedding0 = torch.cat([self._embedding(p, a) for p, a in zip(photos, at)])
-        if any(photo.keypoints is not None for photo in photos):
+        if self.photos.labelled:
             batch.keypoints0 = torch.stack([self._keypoint_map(p, a, i) for p, a, i in zip(photos, at, inside)])
 
     def _label_maps(self, photo: Photo, at: Tensor) -> tuple[Tensor, Tensor]:

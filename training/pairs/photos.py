@@ -73,6 +73,11 @@ class PhotoSource:
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     _order: list[int] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.taught = any(photo.groups is not None for photo in self.photos)
+        self.embedded = any(photo.embedding is not None for photo in self.photos)
+        self.labelled = any(photo.keypoints is not None for photo in self.photos)
+
     def draw(self, count: int) -> list[Photo]:
         """The next `count` photographs of the shuffled order (torch's global generator)."""
         while len(self._order) < count:
