@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import array
 import sys
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -77,7 +78,8 @@ class Keypoints(NamedTuple):
     ids: np.ndarray
 
 
-class MatchRows(NamedTuple):
+@dataclass(frozen=True)
+class MatchRows:
     """Rows of `~/matches`.
 
     points, points_prev (M, 2) float32 pixels in this frame and in the previous one; similarity (M,) float32; index,
@@ -182,7 +184,7 @@ def image_to_msg(header: Header, image: np.ndarray) -> Image:
     height, width = image.shape[:2]
     encoding, step = ("mono8", width) if image.ndim == 2 else ("bgr8", 3 * width)
     msg = Image(header=header, height=height, width=width, encoding=encoding, step=step)
-    msg.data.frombytes(memoryview(np.ascontiguousarray(image)).cast("B"))
+    msg.data.frombytes(image.tobytes())
     return msg
 
 
@@ -270,7 +272,7 @@ def _cloud(header: Header, rows: np.ndarray) -> PointCloud2:
     """PointCloud2 of a structured array, one field per column."""
     fields = [
         PointField(name=name, offset=offset, datatype=_CODES[kind], count=1)
-        for name, (kind, offset, *_) in rows.dtype.fields.items()
+        for name, (kind, offset, *_) in (rows.dtype.fields or {}).items()
     ]
     return _fill(header, rows, fields, rows.dtype.itemsize)
 
@@ -293,10 +295,12 @@ def _fill(header: Header, rows: np.ndarray, fields: list, point_step: int) -> Po
 
 def _rows(msg: PointCloud2, expected: np.dtype) -> np.ndarray:
     """(N,) structured array in the host's byte order with the columns of `expected`."""
-    order = ">" if msg.is_bigendian else "<"
+    order: Literal["<", ">"] = ">" if msg.is_bigendian else "<"
     fields = {field.name: field for field in msg.fields}
-    formats, offsets = [], []
-    for name in expected.names:
+    names = expected.names or ()
+    formats: list[Any] = []
+    offsets: list[int] = []
+    for name in names:
         kind = expected[name].base
         dim = expected[name].shape
         field = fields.get(name)
@@ -309,7 +313,8 @@ def _rows(msg: PointCloud2, expected: np.dtype) -> np.ndarray:
     if msg.row_step != msg.width * msg.point_step or len(msg.data) != count * msg.point_step:
         raise MessageError(f"PointCloud2 has {len(msg.data)} bytes, expected {count} points of {msg.point_step} bytes")
     try:
-        layout = np.dtype({"names": expected.names, "formats": formats, "offsets": offsets, "itemsize": msg.point_step})
+        description: Any = {"names": names, "formats": formats, "offsets": offsets, "itemsize": msg.point_step}
+        layout = np.dtype(description)
     except ValueError as error:
         raise MessageError(f"PointCloud2 fields do not fit into a point of {msg.point_step} bytes: {error}") from error
     return np.frombuffer(msg.data, layout, count).astype(expected)

@@ -124,7 +124,7 @@ def test_tracks(layout, channels, count):
 
 
 def test_the_reader_of_vins_fusion_finds_what_it_indexes():
-    """Its callback reads channels by number: 0 id, 1 camera, 2 u, 3 v, 4 vx, 5 vy, and 6..8 when there are more than 5."""
+    """Its callback reads channels by number: id, camera, u, v, vx, vy, and 6 to 8 where there are more than 5."""
     msg = messages.tracks_to_msg(
         HEADER, np.array([42]), np.array([[0.1, 0.2]]), np.array([[320.0, 240.0]]), np.array([[1.0, 2.0]]), "fusion"
     )

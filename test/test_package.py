@@ -18,7 +18,7 @@ KEYS = {
     "launch_ros", "python3-opencv", "python3-numpy",
 }  # fmt: skip
 # Modules that ROS packages bring, by the key they come under.
-PROVIDES = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml"}
+PROVIDES = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml", "psutil": "python3-psutil"}
 # Not from rosdep: chosen per robot, or tools of a workstation (README).
 OPTIONAL = {
     "torch",
