@@ -21,6 +21,7 @@ KEYS = {
 PROVIDES = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml", "psutil": "python3-psutil"}
 # Not from rosdep: chosen per robot, or tools of a workstation (README).
 OPTIONAL = {
+    "evo",
     "torch",
     "torchvision",
     "openvino",
