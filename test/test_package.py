@@ -23,6 +23,7 @@ PROVIDES = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-
 OPTIONAL = {
     "evo",
     "torch",
+    "torch_tensorrt",
     "torchvision",
     "openvino",
     "safetensors",
