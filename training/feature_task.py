@@ -58,6 +58,7 @@ class FeatureTaskConfig:
         scale: factor on cosine similarities before the softmax of `match`.
         bootstrap_steps: steps during which corners teach the detector, before `repeat` and the others on peaks.
         nms_radius: of the peaks.
+        cell, deviation: pixels; cells of `repeat`, and how far apart two picks may be to count as one.
         relation_positions: positions per image whose relations `dis` compares.
         photometric: strength of the photometric change.
     """
@@ -66,6 +67,8 @@ class FeatureTaskConfig:
     scale: float = 20.0
     bootstrap_steps: int = 500
     nms_radius: int = 2
+    cell: int = 5
+    deviation: float = 0.7
     relation_positions: int = 512
     photometric: float = 1.0
 
@@ -178,9 +181,10 @@ class FeatureTask(nn.Module):
             return {"bootstrap": bootstrap_loss(score0, corner_consensus(batch))}
         losses = {}
         if weights.repeat:
-            offsets = [tuple(torch.randint(matching.CELL, (2,)).tolist()) for _ in range(2)]
+            cell, deviation = self.config.cell, self.config.deviation
+            offsets = [tuple(torch.randint(cell, (2,)).tolist()) for _ in range(2)]
             losses["repeat"] = matching.expected_repeatability(
-                score0, score1, batch.warp01, batch.warp10, offsets=(offsets[0], offsets[1])
+                score0, score1, batch.warp01, batch.warp10, deviation, (offsets[0], offsets[1]), cell
             )
         if weights.matchable or weights.reproject:
             losses["matchable"], losses["reproject"] = self.peak_losses(first, second, batch)

@@ -42,12 +42,12 @@ def dual_softmax(descriptors0: Tensor, descriptors1: Tensor, points0: Tensor, va
     return -masked_mean(log_p.diagonal(dim1=1, dim2=2), valid)
 
 
-def cell_distribution(score: Tensor, offset: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W): softmax of the logits within 8x8 cells whose grid begins at `offset` (x, y); 0 outside cells."""
+def cell_distribution(score: Tensor, offset: tuple[int, int], cell: int = CELL) -> Tensor:
+    """(B, 1, H, W): softmax of the logits within square cells whose grid begins at `offset` (x, y); 0 outside cells."""
     ox, oy = offset
-    height, width = ((size - o) // CELL * CELL for size, o in zip(score.shape[-2:], (oy, ox), strict=True))
+    height, width = ((size - o) // cell * cell for size, o in zip(score.shape[-2:], (oy, ox)))
     inner = score[..., oy : oy + height, ox : ox + width].float()
-    probability = F.pixel_shuffle(F.pixel_unshuffle(inner, CELL).softmax(1), CELL)
+    probability = F.pixel_shuffle(F.pixel_unshuffle(inner, cell).softmax(1), cell)
     return F.pad(probability, (ox, score.shape[-1] - ox - width, oy, score.shape[-2] - oy - height))
 
 
@@ -67,9 +67,16 @@ def sample_warped(plane: Tensor, warp: Tensor) -> Tensor:
     return F.grid_sample(plane, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def expected_repeatability(score0: Tensor, score1: Tensor, warp01: Tensor, warp10: Tensor, deviation: float = 0.8,
-                           offsets: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))) -> Tensor:  # fmt: skip
-    """Minus the expected repeatability, both ways, of one pick per 8x8 cell.
+def expected_repeatability(
+    score0: Tensor,
+    score1: Tensor,
+    warp01: Tensor,
+    warp10: Tensor,
+    deviation: float = 0.8,
+    offsets: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    cell: int = CELL,
+) -> Tensor:
+    """Minus the expected repeatability, both ways, of one pick per cell.
 
     For a pick x in view 0 the reward is exp(-d^2 / 2 deviation^2), d the distance in pixels from its true
     position in view 1 to a pick there; the expectation over both pick distributions is taken exactly.
@@ -79,22 +86,23 @@ def expected_repeatability(score0: Tensor, score1: Tensor, warp01: Tensor, warp1
         warp01, warp10: (B, H, W, 2), NaN where there is no counterpart; such pixels give no reward, and
             cells without any counterpart do not count.
         offsets: origin (x, y) of either cell grid, drawn anew each step so that no pixel is special.
+        cell: side of a cell in pixels: how near to each other keypoints may be.
     """
-    picks = [cell_distribution(score, offset) for score, offset in zip((score0, score1), offsets, strict=True)]
+    picks = [cell_distribution(score, offset, cell) for score, offset in zip((score0, score1), offsets)]
     return 0.5 * (
-        _one_way(picks[0], picks[1], warp01, deviation, offsets[0])
-        + _one_way(picks[1], picks[0], warp10, deviation, offsets[1])
+        _one_way(picks[0], picks[1], warp01, deviation, offsets[0], cell)
+        + _one_way(picks[1], picks[0], warp10, deviation, offsets[1], cell)
     )
 
 
-def _one_way(pick: Tensor, other: Tensor, warp: Tensor, deviation: float, offset: tuple[int, int]) -> Tensor:
+def _one_way(pick: Tensor, other: Tensor, warp: Tensor, deviation: float, offset: tuple[int, int], cell: int) -> Tensor:
     reward = sample_warped(proximity(other, deviation), warp)
     valid = torch.isfinite(warp).all(-1).unsqueeze(1).float()
     mass = (pick * valid)[..., offset[1] :, offset[0] :]
     gained = (pick * reward)[..., offset[1] :, offset[0] :]
     # A cell counts as much as its share of pixels that have a counterpart.
-    cells = F.avg_pool2d(valid[..., offset[1] :, offset[0] :], CELL)
-    per_cell = F.avg_pool2d(gained, CELL) * CELL**2 / (F.avg_pool2d(mass, CELL) * CELL**2).clamp(min=0.1)
+    cells = F.avg_pool2d(valid[..., offset[1] :, offset[0] :], cell)
+    per_cell = F.avg_pool2d(gained, cell) * cell**2 / (F.avg_pool2d(mass, cell) * cell**2).clamp(min=0.1)
     return -(per_cell * cells).sum() / cells.sum().clamp(min=1)
 
 

@@ -89,7 +89,7 @@ def blur(images: Tensor, strength: float) -> Tensor:
 
 def noise(images: Tensor, strength: float) -> Tensor:
     """Sensor noise, growing with brightness."""
-    deviation = _uniform(images, 0.003, 0.03) * strength
+    deviation = _uniform(images, 0.003, 0.05) * strength
     return images + torch.randn_like(images) * deviation * (0.5 + images)
 
 
