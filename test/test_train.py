@@ -90,6 +90,8 @@ def test_two_processes_train_one_network(config, tmp_path):
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"data": {"photos": ["/nowhere"]}}, "/nowhere"),
         ({"data": {"size": [60, 64]}}, "data.size is 60x64"),
+        ({"losses": {"edge": 1.0}}, "losses.edge is 1.0, but data.teacher names no store"),
+        ({"data": {"teacher": "/nowhere"}}, "/nowhere"),
         ({"init": "/nowhere.safetensors"}, "/nowhere.safetensors"),
     ],
 )
@@ -100,7 +102,7 @@ def test_bad_configurations_get_one_line_that_names_the_key(config, tmp_path, ch
 
     tree = yaml.safe_load(config.read_text())
     for key, value in change.items():
-        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
     config.write_text(yaml.safe_dump(tree))
     result = CliRunner().invoke(app, ["--config", str(config), "--output", str(tmp_path / "out"), "--device", "cpu"])
     assert result.exit_code == 2

@@ -14,6 +14,7 @@ import typer
 from samfeat_core.errors import SamfeatError
 from training.config import load_config
 from training.feature_task import LossWeights
+from training.photo_store import StoreError
 from training.train import train
 from training.trainer import start_distributed
 
@@ -67,7 +68,7 @@ def main(
             table[name] = best_scores(output / name)
             typer.echo(f"{name:12} " + "  ".join(f"{key} {value:.4f}" for key, value in table[name].items()))
             (output / "ablation.json").write_text(json.dumps(table, indent=1))
-    except (ValueError, OSError, SamfeatError) as error:
+    except (ValueError, OSError, SamfeatError, StoreError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 

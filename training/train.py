@@ -6,7 +6,7 @@ import dataclasses
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import typer
@@ -23,11 +23,14 @@ from training.pairs.homography import HomographyPairs
 from training.pairs.photometric import Photometric
 from training.pairs.photos import PhotoLoader, PhotoSource, load_photos
 from training.pairs.stored import PairSampler, StoredPairs
+from training.photo_store import PhotoStore, StoreError
 from training.scfeat.train import ScfeatConfig, names_stage
 from training.scfeat.train import train as train_scfeat
 from training.teacher.store import TeacherStore
 from training.trainer import Trainer, start_distributed
 from training.validation import MatchingValidation
+
+Store = TypeVar("Store", bound=PhotoStore)
 
 
 class MixedSource:
@@ -83,9 +86,24 @@ def stored_pairs(data: DataConfig, channels: int, device: torch.device) -> PairS
     return PairSampler(every, data.size, channels, device)
 
 
+def opened(store: Store) -> Store:
+    """The store, after a look at its manifest."""
+    store.settings()
+    return store
+
+
+def check_losses(config: TrainConfig) -> None:
+    """ValueError names a loss that is on without the data that it needs."""
+    for needs, names in (("teacher", ("dis", "wsc", "edge")), ("labels", ("det",))):
+        used = [name for name in names if getattr(config.losses, name)]
+        if used and not getattr(config.data, needs):
+            raise ValueError(f"losses.{used[0]} is {getattr(config.losses, used[0])}, but data.{needs} names no store")
+
+
 def train(config: TrainConfig, output: Path, device: torch.device) -> float:
     """Run one configuration; returns the best validation score."""
     data = config.data
+    check_losses(config)
     network_class = find_class(config.model)
     multiple = max(network_class.stride_multiple, CELL)  # type: ignore[attr-defined]
     if any(side % multiple for side in data.size):
@@ -93,8 +111,8 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
     loader = PhotoLoader(
         network_class.channels,  # type: ignore[attr-defined]
         data.long_side,
-        TeacherStore(data.teacher) if data.teacher else None,
-        LabelStore(data.labels) if data.labels else None,
+        opened(TeacherStore(data.teacher)) if data.teacher else None,
+        opened(LabelStore(data.labels)) if data.labels else None,
     )
     everything = load_photos(data.photos, loader, device)
     photos, held = hold_out(everything, data.validation)
@@ -146,7 +164,7 @@ def main(
             best = train_scfeat(load_config(config, set_, ScfeatConfig), output, chosen)
         else:
             best = train(load_config(config, set_), output, chosen)
-    except (ValueError, OSError, SamfeatError) as error:
+    except (ValueError, OSError, SamfeatError, StoreError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     finally:

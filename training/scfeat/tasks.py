@@ -100,9 +100,9 @@ class DetectorStage(Stage):
     def forward(self, batch: PoseBatch, step: int) -> dict[str, Tensor]:
         dense = self.network(self.images(batch))
         with torch.autocast(dense.score.device.type, enabled=False):
-            scores = dense.score.float().contiguous().chunk(2)
-            maps = dense.descriptors.detach().float().contiguous().chunk(2)
-            loss, self.figures = detector_loss(*scores, *maps, batch.fundamental, batch.size, self.config)
+            score0, score1 = dense.score.float().contiguous().chunk(2)
+            map0, map1 = dense.descriptors.detach().float().contiguous().chunk(2)
+            loss, self.figures = detector_loss(score0, score1, map0, map1, batch.fundamental, batch.size, self.config)
         return {"reinforce": loss}
 
 
