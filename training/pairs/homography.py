@@ -26,13 +26,15 @@ class HomographyConfig:
         min_crop: smallest share of the photograph's fitting extent that the first view covers.
         rotation_deg: standard deviation of the rotation between the views.
         scale: the scale between the views is in [1/scale, scale], log-uniform.
+        tilt: the view is compressed by up to this factor along a random direction, as a plane seen obliquely is.
         perspective: corners move by up to this share of the view's size.
         translation: centre moves by up to this share of the view's size.
     """
 
     min_crop: float = 0.5
-    rotation_deg: float = 20.0
-    scale: float = 2.0
+    rotation_deg: float = 12.0
+    scale: float = 1.8
+    tilt: float = 2.5
     perspective: float = 0.15
     translation: float = 0.15
 
@@ -106,9 +108,11 @@ class HomographyPairs:
         extent = torch.tensor([self.width, self.height], dtype=torch.float32)
         angle = torch.randn(count) * math.radians(config.rotation_deg)
         scale = torch.exp(uniform(count, -1.0, 1.0) * math.log(config.scale))
-        cos, sin = scale * angle.cos(), scale * angle.sin()
+        stretch = torch.exp(0.5 * torch.rand(count) * math.log(config.tilt))
+        direction = rotation(torch.rand(count) * math.pi)
+        tilt = direction @ torch.diag_embed(torch.stack((stretch, 1 / stretch), -1)) @ direction.transpose(1, 2)
         matrix = torch.zeros(count, 3, 3)
-        matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 1, 0], matrix[:, 1, 1] = cos, -sin, sin, cos
+        matrix[:, :2, :2] = scale[:, None, None] * rotation(angle) @ tilt
         matrix[:, :2, 2] = uniform((count, 2), -1.0, 1.0) * config.translation * extent
         # The third row tilts the plane: at the view's edge the depth changes by up to `perspective`.
         matrix[:, 2, :2] = uniform((count, 2), -1.0, 1.0) * config.perspective * 2 / extent
@@ -194,6 +198,12 @@ class HomographyPairs:
 def uniform(shape: int | tuple[int, ...], low: float, high: float) -> Tensor:
     shape = (shape,) if isinstance(shape, int) else shape
     return torch.rand(*shape) * (high - low) + low
+
+
+def rotation(angle: Tensor) -> Tensor:
+    """(B, 2, 2) rotations by angles (B,) in radians."""
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack((torch.stack((cos, -sin), -1), torch.stack((sin, cos), -1)), -2)
 
 
 def project(matrices: Tensor, grid: Tensor) -> Tensor:

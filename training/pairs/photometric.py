@@ -33,7 +33,7 @@ class Photometric:
         """(B, C, H, W) in [0, 1] -> the same, changed."""
         if self.strength == 0:
             return images
-        images = self._apply(shadow, images, 0.25)
+        images = self._apply(shadow, images, 0.4)
         images = tone(images, self.strength)
         images = self._apply(blur, images, 0.35)
         images = self._apply(noise, images, 0.5)
@@ -54,7 +54,7 @@ def _uniform(images: Tensor, low: float, high: float, channels: int = 1) -> Tens
 
 def tone(images: Tensor, strength: float) -> Tensor:
     """Gamma, then gain and offset around the mean; channels drift apart a little (white balance)."""
-    gamma = torch.exp(_uniform(images, -1, 1) * 0.4 * strength)
+    gamma = torch.exp(_uniform(images, -1, 1) * 0.6 * strength)
     gain = torch.exp(_uniform(images, -1, 1) * 0.5 * strength + _uniform(images, -0.05, 0.05, images.shape[1]))
     offset = _uniform(images, -0.15, 0.15) * strength
     images = images.clamp(min=1e-4) ** gamma
