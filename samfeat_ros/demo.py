@@ -30,7 +30,7 @@ from samfeat_ros.playback import (
     Playback,
     PlaybackError,
     Recording,
-    interrupt_on_sigterm,
+    interrupt_on_signals,
     prepare_environment,
 )
 
@@ -249,7 +249,7 @@ def demo(
     timeout: float = typer.Option(120.0, min=1, help="Seconds until the node must have answered a first image."),
 ) -> None:
     """Play a bag to the node over ROS, print how it did, and draw the tracks."""
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     prepare_environment()
     parameters = {"model": model, "weights": weights, "device": device, "engine": engine,
                   "max_keypoints": max_keypoints, "overlay_tail": OVERLAY_TAIL}  # fmt: skip

@@ -61,10 +61,10 @@ def evaluate(
     output: Path = typer.Option(None, help="Folder of the report; default: out/evaluate_bag/<name of the bag>."),
 ) -> None:
     """Evaluate visual front-ends on a recording."""
-    from samfeat_ros.playback import interrupt_on_sigterm, prepare_environment
+    from samfeat_ros.playback import interrupt_on_signals, prepare_environment
 
     prepare_environment()
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     try:
         folder = output or Path("out", "evaluate_bag", bag.resolve().name)
         speed = _rate(rate)

@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 IMAGE_TOPIC, CAMERA_INFO_TOPIC = "/camera/image_raw", "/camera/camera_info"
 LISTENABLE = ("keypoints", "descriptors", "matches", "tracks", "restart", "overlay")
+
+_interrupted = threading.Event()  # see interrupt_on_signals
 
 
 class PlaybackError(SamfeatError):
@@ -290,7 +293,8 @@ class NodeProcess:
             )
 
     def check(self) -> None:
-        """Raises PlaybackError when the process has ended."""
+        """Raises PlaybackError when the process has ended, KeyboardInterrupt after a signal."""
+        check_interrupt()
         if self.process is None or self.process.poll() is not None:
             code = None if self.process is None else self.process.returncode
             raise PlaybackError(f"the node ended (exit code {code}): {self.last_error()}")
@@ -460,7 +464,8 @@ class Playback:
         for _ in self.listen:
             self._executor.spin_once(timeout_sec=0)
         while (left := until - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left)
+            check_interrupt()
+            self._executor.spin_once(timeout_sec=min(left, 0.5))
 
     def wait_until_ready(self, *frames: Frame) -> None:
         """Wait until the node is active and has answered one of these images on every topic that is listened to.
@@ -597,10 +602,22 @@ class Playback:
             self.process.check()
 
 
-def interrupt_on_sigterm() -> None:
-    """Make SIGTERM end this process the way Ctrl-C does, so that context managers clean up."""
+def interrupt_on_signals() -> None:
+    """Make SIGINT and SIGTERM end this process as KeyboardInterrupt, so that context managers clean up.
+
+    An exception that is raised inside a callback of rclpy or of the interpreter may be lost there, so the signal is
+    remembered as well, and `check_interrupt` raises it anew.
+    """
 
     def handler(number: int, _: FrameType | None) -> None:
+        _interrupted.set()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def check_interrupt() -> None:
+    """Raise KeyboardInterrupt if a signal has asked for it."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt

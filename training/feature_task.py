@@ -67,7 +67,7 @@ class FeatureTaskConfig:
     scale: float = 20.0
     bootstrap_steps: int = 500
     nms_radius: int = 2
-    cell: int = 5
+    cell: int = 4
     deviation: float = 0.7
     relation_positions: int = 512
     photometric: float = 1.0

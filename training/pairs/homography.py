@@ -31,7 +31,7 @@ class HomographyConfig:
         translation: centre moves by up to this share of the view's size.
     """
 
-    min_crop: float = 0.5
+    min_crop: float = 0.7
     rotation_deg: float = 12.0
     scale: float = 1.8
     tilt: float = 2.5

@@ -36,8 +36,9 @@ class Photometric:
         images = self._apply(shadow, images, 0.4)
         images = tone(images, self.strength)
         images = self._apply(blur, images, 0.35)
-        images = self._apply(noise, images, 0.5)
-        return self._apply(jpeg, images, 0.15).clamp(0, 1)
+        images = self._apply(noise, images, 0.6)
+        images = self._apply(blotches, images, 0.6)
+        return self._apply(jpeg, images, 0.3).clamp(0, 1)
 
     def _apply(self, change: Callable[[Tensor, float], Tensor], images: Tensor, probability: float) -> Tensor:
         chosen = (torch.rand(len(images)) < probability).nonzero()[:, 0]
@@ -91,6 +92,18 @@ def noise(images: Tensor, strength: float) -> Tensor:
     """Sensor noise, growing with brightness."""
     deviation = _uniform(images, 0.003, 0.05) * strength
     return images + torch.randn_like(images) * deviation * (0.5 + images)
+
+
+def blotches(images: Tensor, strength: float) -> Tensor:
+    """Faint random texture a few pixels wide: reflections, dust, what a codec leaves.
+
+    It makes texture of low contrast, which another photograph of the place would not show, useless as a keypoint.
+    """
+    count, height, width = len(images), *images.shape[-2:]
+    size = int(torch.randint(2, 7, ()))
+    coarse = torch.randn(count, 1, height // size + 1, width // size + 1).to(images.device)
+    texture = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    return images + texture * _uniform(images, 0.0, 0.06) * strength
 
 
 def jpeg(images: Tensor, strength: float) -> Tensor:
