@@ -18,9 +18,10 @@ def generator(seed=0):
 
 def test_dual_softmax_equals_loops_over_points():
     g = generator()
-    first, second = (F.normalize(torch.randn(2, 6, 8, generator=g), dim=-1) for _ in range(2))
-    points = torch.rand(2, 6, 2, generator=g) * 30
+    first, second, third = (F.normalize(torch.randn(2, n, 8, generator=g), dim=-1) for n in (6, 6, 3))
+    points, others = (torch.rand(2, n, 2, generator=g) * 30 for n in (6, 3))
     points[0, 1] = points[0, 0] + 1  # too near to be a negative
+    others[1, 2] = points[1, 3] + 1  # the counterpart itself, found by the detector
     valid = torch.tensor([[True] * 5 + [False], [True] * 6])
     means = []
     for b in range(2):
@@ -28,13 +29,16 @@ def test_dual_softmax_equals_loops_over_points():
         for i in range(6):
             if not valid[b, i]:
                 continue
-            keep = [j for j in range(6) if j == i or (valid[b, j] and (points[b, i] - points[b, j]).norm() >= 4)]
-            forward = [20 * float(first[b, i] @ second[b, j]) for j in keep]
-            backward = [20 * float(first[b, j] @ second[b, i]) for j in keep]
+            far = [j for j in range(6) if j != i and (points[b, i] - points[b, j]).norm() >= 4]
+            forward = [first[b, i] @ second[b, j] for j in far if valid[b, j]]
+            forward += [first[b, i] @ third[b, k] for k in range(3) if (points[b, i] - others[b, k]).norm() >= 4]
+            hidden = [j for j in range(6) if not valid[b, j]]  # has no position in view 1
+            backward = [first[b, j] @ second[b, i] for j in {*(j for j in far if valid[b, j]), *hidden}]
             positive = 20 * float(first[b, i] @ second[b, i])
-            terms += [2 * positive - math.log(sum(map(math.exp, forward))) - math.log(sum(map(math.exp, backward)))]
-        means.append(-sum(terms) / len(terms))
-    loss = matching.dual_softmax(first, second, points, valid, scale=20, safe_radius=4)
+            for negatives in (forward, backward):
+                terms.append(positive - math.log(math.exp(positive) + sum(math.exp(20 * float(n)) for n in negatives)))
+        means.append(-sum(terms) / int(valid[b].sum()))
+    loss = matching.dual_softmax(first, second, points, valid, scale=20, safe_radius=4, distractors=(third, others))
     assert float(loss) == pytest.approx(sum(means) / 2, rel=1e-5)
 
 

@@ -38,7 +38,7 @@ def test_teacher_heads_exist_in_training_only(nano):
 @torch.no_grad()
 def test_exposure_and_gain_cancel(nano):
     image = torch.rand(1, 1, 64, 64)
-    torch.testing.assert_close(nano(image).score, nano(image * 0.5 + 0.2).score, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(nano(image).score, nano(image * 0.5 + 0.2).score, atol=0.08, rtol=0.02)
 
 
 def test_noise_on_a_flat_image_is_not_stretched_to_full_contrast():

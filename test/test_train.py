@@ -40,7 +40,7 @@ def config(tmp_path, photos):
     tree = {
         "model": "samfeat-nano", "steps": 6, "validate_every": 3, "precision": "fp32",
         "data": {"photos": [str(photos)], "size": [64, 64], "batch": 2, "validation": 0.3},
-        "task": {"bootstrap_steps": 2, "points": 64},
+        "task": {"corner_steps": 2, "points": 64},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -197,7 +197,9 @@ def synthetic_batch(count=2, size=64):
     return PairBatch(image, image.clone(), warp, warp.clone(), has, groups, edges, None, labels)
 
 
-@pytest.mark.parametrize("name", ["dis", "wsc", "edge", "det", "des", "match", "repeat", "matchable", "reproject"])
+@pytest.mark.parametrize(
+    "name", ["dis", "wsc", "edge", "det", "des", "match", "repeat", "matchable", "reproject", "corner"]
+)
 def test_every_loss_has_a_switch_and_a_finite_gradient(name):
     off = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
     task = FeatureTask(build_network("samfeat-nano"), FeatureTaskConfig(points=32), LossWeights(**{**off, name: 1.0}))
@@ -214,7 +216,7 @@ def test_a_batch_without_teacher_trains_the_geometric_losses_only():
     batch.has_teacher[:] = False
     everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0) | {"imitate": 0.0})
     losses = FeatureTask(build_network("samfeat-nano"), FeatureTaskConfig(points=32), everything)(batch, 10_000)
-    assert set(losses) == {"match", "des", "repeat", "matchable", "reproject"}
+    assert set(losses) == {"match", "des", "corner", "repeat", "matchable", "reproject"}
 
 
 def test_carry_follows_an_affine_warp_to_a_fraction_of_a_pixel():

@@ -20,6 +20,7 @@ from training.losses import (
     relation_distillation,
     semantic_contrast,
 )
+from training.losses.corner import corner_logits, corner_loss
 from training.losses.imitation import imitation
 from training.pairs import PairBatch
 from training.pairs.photometric import Photometric
@@ -32,7 +33,7 @@ class LossWeights:
     Attributes:
         dis, wsc, edge, det, des: SAMFeat's five (section 3 of the paper).
         match, repeat, matchable, reproject: see `training.losses.matching`.
-        bootstrap: corners as first labels of the detector, while `repeat` has nothing to agree on yet.
+        corner: structure-tensor corners that both views show (`training.losses.corner`).
         imitate: a larger network's scores and descriptors as an example (`training.losses.imitation`).
     """
 
@@ -42,10 +43,10 @@ class LossWeights:
     det: float = 0.0
     des: float = 0.0
     match: float = 1.0
-    repeat: float = 3.0
-    matchable: float = 1.0
+    repeat: float = 1.0
+    matchable: float = 0.3
     reproject: float = 0.2
-    bootstrap: float = 1.0
+    corner: float = 1.0
     imitate: float = 0.0
 
 
@@ -56,7 +57,7 @@ class FeatureTaskConfig:
     Attributes:
         points: correspondences per image for the descriptor losses, seven of eight at detected peaks.
         scale: factor on cosine similarities before the softmax of `match`.
-        bootstrap_steps: steps during which corners teach the detector, before `repeat` and the others on peaks.
+        corner_steps: steps during which corners alone teach the detector, before `repeat` and the others on peaks.
         nms_radius: of the peaks.
         cell, deviation: pixels; cells of `repeat`, and how far apart two picks may be to count as one.
         relation_positions: positions per image whose relations `dis` compares.
@@ -65,7 +66,7 @@ class FeatureTaskConfig:
 
     points: int = 512
     scale: float = 20.0
-    bootstrap_steps: int = 500
+    corner_steps: int = 500
     nms_radius: int = 2
     cell: int = 4
     deviation: float = 0.7
@@ -128,7 +129,14 @@ class FeatureTask(nn.Module):
         descriptors1, attention1 = describe(second, points1, size)
         losses = {}
         if weights.match:
-            losses["match"] = matching.dual_softmax(descriptors0, descriptors1, points0, valid, self.config.scale)
+            losses["match"] = matching.dual_softmax(
+                descriptors0,
+                descriptors1,
+                points1,
+                valid,
+                self.config.scale,
+                distractors=self.distractors(second, batch),
+            )
         if weights.des:
             losses["des"] = descriptor_triplet(
                 descriptors0, descriptors1, points1, valid, attention0=attention0, attention1=attention1
@@ -138,6 +146,13 @@ class FeatureTask(nn.Module):
             scaled = descriptors0 if attention0 is None else descriptors0 * attention0[..., None]
             losses["wsc"] = semantic_contrast(scaled, groups, has_teacher=batch.has_teacher)
         return losses
+
+    def distractors(self, second: DenseFeatures, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Descriptors and positions of the second view's own peaks: what a match must be told from on a robot."""
+        size = (batch.image1.shape[-1], batch.image1.shape[-2])
+        interior = torch.ones_like(batch.valid10)
+        peaks, _ = detect(second.score.detach().float(), interior, self.config.points // 2, self.config.nms_radius)
+        return describe(second, peaks, size)[0], peaks
 
     def teacher_losses(self, first: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
         """`dis` and `edge` of the first views that a teacher has seen, `det` of those that are labelled."""
@@ -174,12 +189,16 @@ class FeatureTask(nn.Module):
     def detector_losses(
         self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch, step: int
     ) -> dict[str, Tensor]:
-        """The detector's own losses: corners at first, then what both views agree on."""
+        """The detector's own losses: corners alone at first, then what both views agree on as well."""
         weights = self.weights
         score0, score1 = first.score.float(), second.score.float()
-        if weights.bootstrap and step < self.config.bootstrap_steps:
-            return {"bootstrap": bootstrap_loss(score0, corner_consensus(batch))}
         losses = {}
+        if weights.corner:
+            target0 = corner_logits(batch.image0, batch.image1, batch.warp01)
+            target1 = corner_logits(batch.image1, batch.image0, batch.warp10)
+            losses["corner"] = 0.5 * (corner_loss(score0, target0) + corner_loss(score1, target1))
+            if step < self.config.corner_steps:
+                return losses
         if weights.repeat:
             cell, deviation = self.config.cell, self.config.deviation
             offsets = [tuple(torch.randint(cell, (2,)).tolist()) for _ in range(2)]
@@ -272,37 +291,6 @@ def carry(warp: Tensor, pixels: Tensor, offset: Tensor) -> Carried:
     jacobian = torch.stack(slopes, -1).nan_to_num(0)  # (B, K, 2, 2); a NaN would reach every gradient
     determinant = jacobian[..., 0, 0] * jacobian[..., 1, 1] - jacobian[..., 0, 1] * jacobian[..., 1, 0]
     return Carried(centre + (jacobian @ offset[..., None])[..., 0], determinant.abs().sqrt())
-
-
-def corner_consensus(batch: PairBatch) -> Tensor:
-    """(B, 1, H, W): Shi-Tomasi corner response of image 0 averaged with that of image 1 where it is seen too."""
-    first, second = corner_response(batch.image0), corner_response(batch.image1)
-    other = matching.sample_warped(second, batch.warp01)
-    return torch.where(batch.valid01, (first + other) / 2, first)
-
-
-def corner_response(image: Tensor) -> Tensor:
-    """(B, 1, H, W): square root of the structure tensor's smaller eigenvalue, relative to the image's deviation."""
-    grey = image.mean(1, keepdim=True)
-    grey = grey / grey.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
-    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    xx, yy, xy = (matching.proximity(product, 1.0) for product in (dx * dx, dy * dy, dx * dy))
-    smaller = (xx + yy) / 2 - torch.sqrt(((xx - yy) / 2) ** 2 + xy**2 + 1e-12)
-    return smaller.clamp(min=0).sqrt()
-
-
-def bootstrap_loss(score: Tensor, response: Tensor) -> Tensor:
-    """Cross-entropy of the cell distribution to the strongest corner, and of its logit to "is a corner"."""
-    logits = F.pixel_unshuffle(score, matching.CELL)
-    corner = F.pixel_unshuffle(response, matching.CELL).amax(1)
-    best = F.pixel_unshuffle(response, matching.CELL).argmax(1)
-    textured = corner > 0.3
-    location = F.cross_entropy(logits, best, reduction="none")
-    presence = F.binary_cross_entropy_with_logits(logits.amax(1), textured.float(), reduction="none")
-    everywhere = torch.ones_like(textured)
-    return matching.masked_mean(location, textured) * 0.2 + matching.masked_mean(presence, everywhere)
 
 
 def plain_layout(dense: DenseFeatures) -> DenseFeatures:

@@ -4,6 +4,7 @@ Nearly all the time of a feature network goes into its full- and half-resolution
 first layer strides, half resolution has one thin 3x3 convolution, and capacity sits where pixels are few
 (1/8 to 1/32). Scores come back to full resolution by pixel shuffle: each half-resolution position
 decides about its own four pixels, so no full-resolution convolution is needed to localise to a pixel.
+What is a corner need not be learned (`models.corners`); the score branch learns what to think of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.models import DenseFeatures
+from samfeat_core.models.corners import Corners
 
 DISTILL_DIM = 256  # channels of the SAM image embedding
 NOISE_FLOOR = 0.02  # standard deviation (image in [0, 1]) below which contrast is not stretched further
@@ -41,6 +43,12 @@ class Residual(nn.Module):
         for layer in self.rest:
             x = x + layer(x)
         return x
+
+
+def begin_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
@@ -84,13 +92,14 @@ class SamfeatNano(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(score_width, score_width, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(score_width, 4, 3, padding=1),
-            nn.PixelShuffle(2),
+            begin_at_zero(nn.Conv2d(score_width, 4, 3, padding=1)),  # the corner measure alone at first
         )
+        self.corners = Corners()
         self.distill = nn.Conv2d(dim, DISTILL_DIM, 1)
 
     def forward(self, image: Tensor) -> DenseFeatures:
-        f2 = self.stage2(normalize_contrast(image))
+        image = normalize_contrast(image)
+        f2 = self.stage2(image)
         f4 = self.stage4(F.avg_pool2d(f2, 2))
         f8 = self.stage8(F.avg_pool2d(f4, 2))
         f16 = self.stage16(F.avg_pool2d(f8, 2))
@@ -102,7 +111,8 @@ class SamfeatNano(nn.Module):
 
         edge = self.edge(f4)
         guided = f4 * (1 + torch.sigmoid(edge))  # edge guidance of detection, as SAMFeat's c3'
-        score = self.score(self.score2(f2) + upsample(self.score4(guided), 2) + upsample(self.score8(context), 4))
+        opinion = self.score(self.score2(f2) + upsample(self.score4(guided), 2) + upsample(self.score8(context), 4))
+        score = F.pixel_shuffle(self.corners(image) + opinion, 2)
         distill = self.distill(context) if self.training else None
         return DenseFeatures(score, descriptors, edge=edge if self.training else None, distill=distill)
 

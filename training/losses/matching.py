@@ -24,22 +24,40 @@ def gather_pixels(plane: Tensor, points: Tensor) -> Tensor:
     return plane.flatten(1, 2).gather(1, index.expand(-1, -1, plane.shape[-1]))
 
 
-def dual_softmax(descriptors0: Tensor, descriptors1: Tensor, points0: Tensor, valid: Tensor, scale: float = 20.0,
-                 safe_radius: float = 4.0) -> Tensor:  # fmt: skip
+def dual_softmax(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    points1: Tensor,
+    valid: Tensor,
+    scale: float = 20.0,
+    safe_radius: float = 4.0,
+    distractors: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Mean over valid points of -log P(i -> i) - log P(i <- i), P the softmax of scaled cosine similarities.
+
+    Points of view 0 without a counterpart and keypoints of view 1 that are nobody's counterpart are never right, and
+    always there to be taken for it: both are negatives.
 
     Args:
         descriptors0, descriptors1: (B, N, D) unit rows; row i of one is the counterpart of row i of the other.
-        points0: (B, N, 2) pixels; points nearer to each other than `safe_radius` are no negatives.
+        points1: (B, N, 2) pixels in view 1; points nearer to each other than `safe_radius` are no negatives.
         valid: (B, N) bool, rows that are correspondences.
+        distractors: (B, M, D) and (B, M, 2), descriptors and positions of further points of view 1.
     """
     similarity = scale * descriptors0.float() @ descriptors1.float().transpose(1, 2)
-    near = torch.cdist(points0.float(), points0.float()) < safe_radius
-    diagonal = torch.eye(near.shape[1], dtype=torch.bool, device=near.device)
-    ignored = (near & ~diagonal) | ~(valid[:, :, None] & valid[:, None, :])
-    similarity = similarity.masked_fill(ignored & ~diagonal, float("-inf"))
-    log_p = similarity.log_softmax(1) + similarity.log_softmax(2)
-    return -masked_mean(log_p.diagonal(dim1=1, dim2=2), valid)
+    diagonal = torch.eye(similarity.shape[1], dtype=torch.bool, device=similarity.device)
+    pairs = valid[:, :, None] & valid[:, None, :]
+    near = (torch.cdist(points1.float(), points1.float()) < safe_radius) & pairs & ~diagonal
+    # An invalid column is no point of view 1; an invalid row is one of view 0.
+    forward = similarity.masked_fill(near | ~(valid[:, None, :] | diagonal), float("-inf"))
+    backward = similarity.masked_fill(near, float("-inf"))
+    if distractors is not None:
+        others = scale * descriptors0.float() @ distractors[0].float().transpose(1, 2)
+        same = torch.cdist(points1.float(), distractors[1].float()) < safe_radius
+        forward = torch.cat((forward, others.masked_fill(same & valid[:, :, None], float("-inf"))), 2)
+    log_p = forward.diagonal(dim1=1, dim2=2) - forward.logsumexp(2)
+    log_p = log_p + backward.diagonal(dim1=1, dim2=2) - backward.logsumexp(1)
+    return -masked_mean(log_p, valid)
 
 
 def cell_distribution(score: Tensor, offset: tuple[int, int], cell: int = CELL) -> Tensor:
