@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,7 +171,8 @@ def main(
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    typer.echo(f"best validation score {best:.4f}; weights in {output / 'best.safetensors'}")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"best validation score {best:.4f}; weights in {output / 'best.safetensors'}")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class Trainer:
         return torch.lerp(mean, new, max(1 - self.config.ema, 9 / (10 + int(count))))
 
     def run(self) -> float:
-        """Train to the last step, resuming from `output/last.pt` where it exists; returns the best score."""
+        """Train to the last step, resuming from `output/last.pt` where it exists; returns the best score (rank 0)."""
         self.resume()
         writer = None
         if self.rank == 0:
@@ -119,6 +119,8 @@ class Trainer:
                 self._validate_and_save(writer)
         if writer is not None:
             writer.close()
+        if dist.is_initialized():
+            dist.barrier()  # a rank that leaves while another still writes can take it down
         return self.best
 
     def train_step(self) -> dict[str, Tensor]:
