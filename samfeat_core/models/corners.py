@@ -34,12 +34,14 @@ class Corners(nn.Module):
         self.register_buffer("window", block_diagonal(on_blocks(smooth[:, None] * smooth), 3), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        gradient = F.conv2d(F.pad(image, (RADIUS,) * 4, mode="replicate"), self.gradient, stride=2)
-        dx, dy = gradient.chunk(2, 1)
-        tensor = F.conv2d(torch.cat((dx * dx, dy * dy, dx * dy), 1), self.window, padding=1)
-        xx, yy, xy = tensor.chunk(3, 1)
-        eigenvalue = (xx + yy - torch.sqrt((xx - yy).square() + 4 * xy.square())) / 2
-        return SHARPNESS * torch.log((eigenvalue.clamp(min=0) + FLOOR) / USUAL)
+        # On an edge the smaller eigenvalue is a small difference of large numbers: never in half precision.
+        with torch.autocast(image.device.type, enabled=False):
+            padded = F.pad(image.float(), (RADIUS,) * 4, mode="replicate")
+            dx, dy = F.conv2d(padded, self.gradient, stride=2).chunk(2, 1)
+            tensor = F.conv2d(torch.cat((dx * dx, dy * dy, dx * dy), 1), self.window, padding=1)
+            xx, yy, xy = tensor.chunk(3, 1)
+            eigenvalue = (xx + yy - torch.sqrt((xx - yy).square() + 4 * xy.square())) / 2
+            return SHARPNESS * torch.log((eigenvalue.clamp(min=0) + FLOOR) / USUAL)
 
 
 def into_blocks(kernel: Tensor) -> Tensor:
