@@ -90,7 +90,7 @@ class FeatureTask(nn.Module):
         self.network = network
         self.config = config
         self.weights = weights
-        self.photometric = Photometric(config.photometric)
+        self.photometric = Photometric(config.photometric, network.channels)  # type: ignore[arg-type]
         # Kept out of the module tree: it is neither trained nor saved.
         self._example = [example.eval().requires_grad_(False)] if example is not None and weights.imitate else []
 

@@ -31,6 +31,8 @@ from training.teacher.store import TeacherStore
 from training.trainer import Trainer, start_distributed
 from training.validation import MatchingValidation
 
+COLOUR = 3  # also for a grey network: what is grey to it is drawn anew for every view (`photometric.grey`)
+
 Store = TypeVar("Store", bound=PhotoStore)
 
 
@@ -66,12 +68,14 @@ def hold_out(photos: PhotoSource, share: float) -> tuple[PhotoSource, PhotoSourc
     return PhotoSource(by_hash[count:], photos.skipped), PhotoSource(by_hash[:count])
 
 
-def validation_batches(photos: PhotoSource, data: DataConfig, device: torch.device, count: int = 48) -> list[PairBatch]:
+def validation_batches(
+    photos: PhotoSource, data: DataConfig, device: torch.device, channels: int, count: int = 48
+) -> list[PairBatch]:
     """The same photometrically changed pairs every time."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(1234)
         pairs = HomographyPairs(photos, data.size, device, data.homography)
-        change = Photometric()
+        change = Photometric(channels=channels)
         batches = []
         for _ in range(0, count, 8):
             batch = pairs.sample(8)
@@ -80,11 +84,11 @@ def validation_batches(photos: PhotoSource, data: DataConfig, device: torch.devi
     return batches
 
 
-def stored_pairs(data: DataConfig, channels: int, device: torch.device) -> PairSampler:
+def stored_pairs(data: DataConfig, device: torch.device) -> PairSampler:
     """All pairs with true parallax of the folders, in memory."""
     stored = [StoredPairs(folder) for folder in data.pairs]
     every = [pairs[index] for pairs in stored for index in range(len(pairs))]
-    return PairSampler(every, data.size, channels, device)
+    return PairSampler(every, data.size, COLOUR, device)
 
 
 def opened(store: Store) -> Store:
@@ -110,14 +114,15 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
     if any(side % multiple for side in data.size):
         raise ValueError(f"data.size is {data.size[0]}x{data.size[1]}, {config.model} takes multiples of {multiple}")
     loader = PhotoLoader(
-        network_class.channels,  # type: ignore[attr-defined]
+        COLOUR,
         data.long_side,
         opened(TeacherStore(data.teacher)) if data.teacher else None,
         opened(LabelStore(data.labels)) if data.labels else None,
     )
     everything = load_photos(data.photos, loader, device)
     photos, held = hold_out(everything, data.validation)
-    validate = MatchingValidation(validation_batches(held, data, device))
+    channels: int = network_class.channels  # type: ignore[attr-defined]
+    validate = MatchingValidation(validation_batches(held, data, device, channels))
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     torch.manual_seed(config.seed)
     network = network_class()
@@ -125,7 +130,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
         load_into(network, config.init)
     example = load_network(config.imitate.model, config.imitate.weights) if config.imitate else None
     torch.manual_seed(config.seed + 1000 * rank)  # the same network everywhere, other views on every rank
-    parallax = stored_pairs(data, loader.channels, device) if data.pairs and data.parallax else None
+    parallax = stored_pairs(data, device) if data.pairs and data.parallax else None
     source = MixedSource(HomographyPairs(photos, data.size, device, data.homography), parallax, data.parallax)
     if rank == 0:
         output.mkdir(parents=True, exist_ok=True)

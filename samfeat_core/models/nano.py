@@ -66,6 +66,7 @@ class SamfeatNano(nn.Module):
     channels = 1
     stride_multiple = 32
     descriptor_dim = 64
+    optional_tensors = ("distill.",)  # of use in training only
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96, 128), score_width: int = 8) -> None:
         super().__init__()

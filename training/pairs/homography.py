@@ -33,7 +33,7 @@ class HomographyConfig:
 
     min_crop: float = 0.7
     rotation_deg: float = 12.0
-    scale: float = 1.8
+    scale: float = 2.5
     tilt: float = 2.5
     perspective: float = 0.15
     translation: float = 0.15

@@ -22,15 +22,18 @@ class Photometric:
 
     Args:
         strength: scales all ranges; 0 leaves images as they are.
+        channels: what the network takes; colour images become grey for 1.
     """
 
-    def __init__(self, strength: float = 1.0) -> None:
+    def __init__(self, strength: float = 1.0, channels: int = 3) -> None:
         if strength < 0:
             raise ValueError(f"photometric strength is {strength}, expected >= 0")
-        self.strength = strength
+        self.strength, self.channels = strength, channels
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> the same, changed."""
+        """(B, C, H, W) in [0, 1] -> the same, changed; C = 1 if that is what the network takes."""
+        if images.shape[1] > self.channels:
+            images = grey(images, self.strength)
         if self.strength == 0:
             return images
         images = self._apply(shadow, images, 0.4)
@@ -61,6 +64,18 @@ def tone(images: Tensor, strength: float) -> Tensor:
     images = images.clamp(min=1e-4) ** gamma
     mean = images.mean((1, 2, 3), keepdim=True)
     return ((images - mean) * gain + mean + offset).clamp(0, 1)
+
+
+def grey(images: Tensor, strength: float) -> Tensor:
+    """(B, 3, H, W) RGB -> (B, 1, H, W): between luminance and a random mixture of the channels.
+
+    To a camera without colour, leaves and sky change places with the season, the hour and the sensor; so they do here.
+    """
+    luminance = torch.tensor([0.299, 0.587, 0.114])
+    mixture = -torch.log(torch.rand(len(images), 3).clamp(min=1e-6))
+    mixture = mixture / mixture.sum(1, keepdim=True)  # uniform over all convex combinations
+    weights = torch.lerp(luminance, mixture, torch.rand(len(images), 1) * min(strength, 1.0))
+    return (images * weights[..., None, None].to(images.device)).sum(1, keepdim=True)
 
 
 def shadow(images: Tensor, strength: float) -> Tensor:
