@@ -62,9 +62,10 @@ def main(
     table = {}
     try:
         base = load_config(config, [*set_, f"steps={steps}"])
+        place = start_distributed(device)
         for name in names:
             run = dataclasses.replace(base, losses=losses_of(name, base.losses))
-            train(run, output / name, start_distributed(device))
+            train(run, output / name, place)
             table[name] = best_scores(output / name)
             typer.echo(f"{name:12} " + "  ".join(f"{key} {value:.4f}" for key, value in table[name].items()))
             (output / "ablation.json").write_text(json.dumps(table, indent=1))
