@@ -6,7 +6,9 @@ The same short run, seed and data once per variant, each with other losses on; t
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import os
 from pathlib import Path
 
 import typer
@@ -66,7 +68,10 @@ def main(
         for name in names:
             run = dataclasses.replace(base, losses=losses_of(name, base.losses))
             train(run, output / name, place)
+            gc.collect()  # a trainer refers to itself, and holds all photographs
             table[name] = best_scores(output / name)
+            if os.environ.get("RANK", "0") != "0":
+                continue  # torchrun's first process speaks for all
             typer.echo(f"{name:12} " + "  ".join(f"{key} {value:.4f}" for key, value in table[name].items()))
             (output / "ablation.json").write_text(json.dumps(table, indent=1))
     except (ValueError, OSError, SamfeatError, StoreError) as error:
