@@ -1,5 +1,6 @@
 """FeatureExtractor: coordinates, masks, sizes, and agreement of the engines."""
 
+import os
 import subprocess
 import sys
 
@@ -49,6 +50,23 @@ def agreement(first, second):
     nearest, near = distance.argmin(1), distance.min(1) < 0.1
     cosines = (first.descriptors * second.descriptors[nearest]).sum(1)
     return near.mean(), cosines[near].min()
+
+
+def test_building_an_engine_forks_nothing_and_reports_to_nobody(weights, tmp_path):
+    code = f"""
+import sys
+events = []
+sys.addaudithook(lambda event, args: events.append(event) if event in ("os.fork", "socket.connect") else None)
+from samfeat_core import FeatureExtractor
+extractor = FeatureExtractor.from_pretrained(
+    "samfeat-nano", "cpu", "openvino", weights={str(weights)!r}, cache_dir={str(tmp_path)!r})
+extractor.prepare(64, 64)
+import time; time.sleep(1)  # such reports leave from other threads
+print(extractor.engine_name, sorted(set(events)))
+"""
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "openvino []", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("engine", ["openvino", pytest.param("compile", marks=pytest.mark.slow)])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
+
+# OpenVINO's converter reports every use to its makers from threads that fork. A fork while NumPy multiplies matrices
+# in another thread can stop both for good, and a robot reports to nobody unasked: let it find no telemetry package.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino as ov  # noqa: E402
 
 from samfeat_core.engines import Job, RawFeatures
 from samfeat_core.errors import EngineError, SamfeatError
