@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from samfeat_core.engines import Job, RawFeatures
+from samfeat_core.errors import EngineError, SamfeatError
+
 # OpenVINO's converter reports every use to its makers from threads that fork. A fork while NumPy multiplies matrices
 # in another thread can stop both for good, and a robot reports to nobody unasked: let it find no telemetry package.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov  # noqa: E402
-
-from samfeat_core.engines import Job, RawFeatures
-from samfeat_core.errors import EngineError, SamfeatError
 
 # Full precision: bfloat16, the default on CPUs that have it, moves keypoints by more than the tolerance.
 PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
