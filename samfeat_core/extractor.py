@@ -145,15 +145,15 @@ class FeatureExtractor:
             self._network_image(image, network_width, network_height),
             self._network_mask(mask, network_width, network_height),
         )
-        count = int(np.searchsorted(-scores, -max(self.threshold, 1e-9), side="right"))  # scores are descending
-        count = min(count, self.max_keypoints)
+        # What is no keypoint has score 0, wherever it stands.
+        keep = np.flatnonzero(scores >= max(self.threshold, 1e-9))[: self.max_keypoints]
         scale = np.array([network_width / width, network_height / height], np.float32)
         return Features(
-            (keypoints[:count] + 0.5) / scale - 0.5,
-            scores[:count],
-            descriptors[:count],
+            (keypoints[keep] + 0.5) / scale - 0.5,
+            scores[keep],
+            descriptors[keep],
             size,
-            weights[:count] if self.spec.weighted else None,
+            weights[keep] if self.spec.weighted else None,
         )
 
     def _network_size(self, width: int, height: int) -> tuple[int, int]:
