@@ -43,10 +43,9 @@ def detect(score: Tensor, mask: Tensor | None, count: int, radius: int) -> tuple
     allowed = local_maxima(score, radius)
     if mask is not None:
         allowed = allowed & (mask > 0)
-    candidates = torch.where(allowed, torch.sigmoid(score), torch.zeros_like(score)).flatten(1)
-    scores, index = candidates.topk(count, dim=1)
+    logits, index = score.masked_fill(~allowed, float("-inf")).flatten(1).topk(count, dim=1)
     keypoints = torch.stack((index % width, torch.div(index, width, rounding_mode="floor")), -1)
-    return keypoints.to(score.dtype), scores
+    return keypoints.to(score.dtype), torch.sigmoid(logits)
 
 
 def refine(score: Tensor, keypoints: Tensor, radius: int = REFINE_RADIUS) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ FLOOR = 1e-4  # eigenvalues below it are noise
 class Corners(nn.Module):
     """Images (B, 1, H, W) of unit deviation -> corner logits (B, 4, H/2, W/2), to be pixel-shuffled; H, W even."""
 
-    gradient: Tensor
+    along_x: Tensor
+    along_y: Tensor
     window: Tensor
 
     def __init__(self) -> None:
@@ -30,16 +31,16 @@ class Corners(nn.Module):
         smooth /= smooth.sum()
         slope = smooth * span / (smooth * span**2).sum()
         along_x, along_y = smooth[:, None] * slope, slope[:, None] * smooth
-        self.register_buffer("gradient", torch.cat([into_blocks(k) for k in (along_x, along_y)]), persistent=False)
-        self.register_buffer("window", block_diagonal(on_blocks(smooth[:, None] * smooth), 3), persistent=False)
+        self.register_buffer("along_x", into_blocks(along_x), persistent=False)
+        self.register_buffer("along_y", into_blocks(along_y), persistent=False)
+        self.register_buffer("window", on_blocks(smooth[:, None] * smooth), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         # On an edge the smaller eigenvalue is a small difference of large numbers: never in half precision.
         with torch.autocast(image.device.type, enabled=False):
             padded = F.pad(image.float(), (RADIUS,) * 4, mode="replicate")
-            dx, dy = F.conv2d(padded, self.gradient, stride=2).chunk(2, 1)
-            tensor = F.conv2d(torch.cat((dx * dx, dy * dy, dx * dy), 1), self.window, padding=1)
-            xx, yy, xy = tensor.chunk(3, 1)
+            dx, dy = (F.conv2d(padded, kernel, stride=2) for kernel in (self.along_x, self.along_y))
+            xx, yy, xy = (F.conv2d(product, self.window, padding=1) for product in (dx * dx, dy * dy, dx * dy))
             eigenvalue = (xx + yy - torch.sqrt((xx - yy).square() + 4 * xy.square())) / 2
             return SHARPNESS * torch.log((eigenvalue.clamp(min=0) + FLOOR) / USUAL)
 
@@ -65,12 +66,3 @@ def on_blocks(kernel: Tensor) -> Tensor:
                     source = 2 * (row % 2) + column % 2
                     weight[2 * y + x, source, row // 2 + 1, column // 2 + 1] = kernel[v, u]
     return weight
-
-
-def block_diagonal(weight: Tensor, groups: int) -> Tensor:
-    """`groups` copies of a convolution side by side: dense, which is faster than grouped for so few channels."""
-    out, inputs = weight.shape[:2]
-    wide = torch.zeros(groups * out, groups * inputs, *weight.shape[2:])
-    for g in range(groups):
-        wide[g * out : (g + 1) * out, g * inputs : (g + 1) * inputs] = weight
-    return wide
