@@ -98,7 +98,7 @@ class ExtractionGraph(nn.Module):
         pixels, scores = detect(score, mask, self.max_keypoints, self.nms_radius)
         keypoints, peaked = refine(score, pixels)
         scores = torch.where(peaked, scores, torch.zeros_like(scores))
-        descriptors = F.normalize(sample(dense.descriptors.float(), keypoints, (width, height)), dim=-1)
+        descriptors = dense.describe(keypoints, (width, height))
         if dense.weight is None:
             weights = torch.ones_like(scores)
         else:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from samfeat_core.models import MODELS, build_network
+from samfeat_core.models import MODELS, DenseFeatures, build_network
 from samfeat_core.models.nano import normalize_contrast
 
 
@@ -24,7 +24,25 @@ def test_maps_have_the_shapes_of_the_contract(nano):
     dense = nano(torch.rand(2, 1, 64, 96))
     assert dense.score.shape == (2, 1, 64, 96)
     assert dense.descriptors.shape == (2, 64, 16, 24)
+    assert dense.describe(torch.rand(2, 5, 2) * 60, (96, 64)).shape == (2, 5, 64)
     assert dense.edge is None and dense.distill is None
+
+
+@torch.no_grad()
+def test_projecting_samples_is_sampling_the_projected_map(nano):
+    dense, points = nano(torch.rand(2, 1, 64, 96)), torch.rand(2, 50, 2) * 60
+    everywhere = dense.project(dense.descriptors.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    expected = DenseFeatures(dense.score, everywhere).describe(points, (96, 64))
+    torch.testing.assert_close(dense.describe(points, (96, 64)), expected)
+    torch.testing.assert_close(expected.norm(dim=-1), torch.ones(2, 50))
+
+
+@torch.no_grad()
+def test_each_changes_all_tensors_and_keeps_the_projection(nano):
+    dense, points = nano(torch.rand(3, 1, 64, 96)), torch.rand(3, 5, 2) * 60
+    last = dense.each(lambda part: part[2:])
+    torch.testing.assert_close(last.describe(points[2:], (96, 64)), dense.describe(points, (96, 64))[2:])
+    assert last.score.shape == (1, 1, 64, 96) and last.edge is None
 
 
 def test_teacher_heads_exist_in_training_only(nano):

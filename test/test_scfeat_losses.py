@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from samfeat_core.models import DenseFeatures
 from training.geometry import fundamental_matrix
 from training.scfeat import epipolar, fundamental, reinforce
 from training.scfeat.epipolar import DescriptorConfig
@@ -357,7 +358,8 @@ def test_detector_loss_and_its_gradient_by_loops(by_fundamental):
     maps = [m.detach() for m in make_maps(3)]
     config = DetectorConfig(temperature=10.0, threshold=6.0, fundamental=by_fundamental, samples=5)
     torch.manual_seed(7)
-    loss, figures = reinforce.detector_loss(*scores, *maps, fundamentals, SIZE, config)
+    views = [DenseFeatures(score, dense) for score, dense in zip(scores, maps, strict=True)]
+    loss, figures = reinforce.detector_loss(*views, fundamentals, SIZE, config)
     loss.backward()
     gradients = [score.grad.clone() for score in scores]
     for score in scores:
@@ -406,7 +408,8 @@ def test_the_detector_learns_where_matches_are_good():
     score = torch.zeros(1, 1, 48, 64, requires_grad=True)
     optimizer = torch.optim.SGD([score], lr=1.0)
     for _ in range(120):
-        loss, _ = reinforce.detector_loss(score, score, codes, other, SIDEWAYS, SIZE, DetectorConfig(fundamental=False))
+        views = DenseFeatures(score, codes), DenseFeatures(score, other)
+        loss, _ = reinforce.detector_loss(*views, SIDEWAYS, SIZE, DetectorConfig(fundamental=False))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -247,7 +247,7 @@ def test_validation_sees_good_descriptors(sequence):
             rows = torch.nn.functional.unfold(grey, 9, padding=4).unflatten(2, grey.shape[2:])
             rows = rows - rows.mean(1, keepdim=True)
             score = rows.square().mean(1, keepdim=True)
-            return type("Dense", (), {"descriptors": rows + self.noise * torch.randn_like(rows), "score": score})
+            return DenseFeatures(score, rows + self.noise * torch.randn_like(rows))
 
     for detector in (True, False):
         validate = EpipolarValidation(held, (128, 96), "cpu", detector, count=4, keypoints=100)
@@ -348,7 +348,11 @@ def test_the_shipped_configurations_are_valid():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"stage": "both"}, "stage is 'both'"), ({"stage": "detector", "init": None}, "needs init")],
+    [
+        ({"stage": "both"}, "stage is 'both'"),
+        ({"stage": "detector", "init": None}, "needs init"),
+        ({"stage": "descriptor", "model": "samfeat-nano"}, "trains scfeat alone"),
+    ],
 )
 def test_impossible_configurations(changes, words):
     with pytest.raises(ValueError, match=words):

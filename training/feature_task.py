@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.detection import detect, refine, sample
@@ -252,9 +251,8 @@ class Found:
 
 def describe(dense: DenseFeatures, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
     """Unit descriptors (B, N, D) at pixel positions (B, N, 2), and their attention weights (B, N) if there are any."""
-    descriptors = F.normalize(sample(dense.descriptors.float(), points, size), dim=-1)
     attention = None if dense.weight is None else sample(dense.weight.float(), points, size)[..., 0]
-    return descriptors, attention
+    return dense.describe(points, size), attention
 
 
 def nearest_peak(warped: Tensor, peaks: Tensor, similarity: Tensor) -> Found:
@@ -295,13 +293,9 @@ def carry(warp: Tensor, pixels: Tensor, offset: Tensor) -> Carried:
 
 def plain_layout(dense: DenseFeatures) -> DenseFeatures:
     """Channels-last is fast for convolutions and slow for everything that follows."""
-    return DenseFeatures(*(None if part is None else part.contiguous() for part in dense))  # type: ignore[arg-type]
+    return dense.each(lambda part: part.contiguous())
 
 
 def split(dense: DenseFeatures, count: int) -> tuple[DenseFeatures, DenseFeatures]:
     """The answers for the first `count` images of a batch, and for the rest."""
-    first, second = (
-        DenseFeatures(*(None if part is None else part[half] for part in dense))  # type: ignore[arg-type]
-        for half in (slice(0, count), slice(count, None))
-    )
-    return first, second
+    return dense.each(lambda part: part[:count]), dense.each(lambda part: part[count:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from statistics import mean
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.detection import detect, refine, sample
@@ -55,7 +54,7 @@ class MatchingValidation:
         pixels, _ = detect(score, mask, self.keypoints, self.nms_radius)
         points, _ = refine(score, pixels)
         size = (image.shape[-1], image.shape[-2])
-        descriptors = F.normalize(sample(dense.descriptors.float(), points, size), dim=-1)
+        descriptors = dense.describe(points, size)
         if dense.weight is not None:
             descriptors = descriptors * sample(dense.weight.float(), points, size)
         return pixels, points, descriptors

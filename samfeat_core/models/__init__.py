@@ -6,6 +6,7 @@ for another runtime knows all it needs; `build_network` imports the network's mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,10 +20,12 @@ class DenseFeatures(NamedTuple):
 
     Attributes:
         score: (B, 1, H, W) keypoint logits; their sigmoid is the score.
-        descriptors: (B, D, H/s, W/s), not normalised.
+        descriptors: (B, C, H/s, W/s), not normalised; C = D unless there is a `project`.
         weight: (B, 1, H/s, W/s) positive descriptor weight, or None.
         edge: (B, 1, h, w) edge logits, or None where the network has no such head or does not need it.
         distill: (B, 256, H/8, W/8) feature that the teacher supervises, in training mode only.
+        project: linear layer (..., C) -> (..., D) for sampled rows of `descriptors`, or None. It commutes with bilinear
+            sampling, and a thousand rows are fewer than a map.
     """
 
     score: Tensor
@@ -30,6 +33,21 @@ class DenseFeatures(NamedTuple):
     weight: Tensor | None = None
     edge: Tensor | None = None
     distill: Tensor | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> DenseFeatures:
+        """The same with every tensor changed."""
+        parts = {name: part for name, part in self._asdict().items() if part is not None and name != "project"}
+        return self._replace(**{name: change(part) for name, part in parts.items()})  # type: ignore[arg-type]
+
+    def describe(self, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """Unit descriptors (B, K, D) float32 at pixel positions (B, K, 2) of the (width, height) image."""
+        from torch.nn.functional import normalize
+
+        from samfeat_core.detection import sample
+
+        rows = sample(self.descriptors.float(), points, size)
+        return normalize(rows if self.project is None else self.project(rows), dim=-1)
 
 
 @dataclass(frozen=True)

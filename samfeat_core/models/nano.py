@@ -83,7 +83,7 @@ class SamfeatNano(nn.Module):
         self.lateral16 = nn.Conv2d(w16, dim, 1)
         self.lateral32 = nn.Conv2d(w32, dim, 1)
         self.context = conv(dim, dim)
-        self.describe = nn.Conv2d(dim, dim, 1)
+        self.describe = nn.Linear(dim, dim)
 
         self.edge = nn.Conv2d(w4, 1, 1)
         self.score2 = nn.Conv2d(w2, score_width, 1)
@@ -108,14 +108,15 @@ class SamfeatNano(nn.Module):
 
         coarse = self.lateral16(f16) + upsample(self.lateral32(f32), 2)
         context = self.context(self.lateral8(f8) + upsample(coarse, 2))
-        descriptors = self.describe(F.relu(self.lateral4(f4) + upsample(context, 2)))
+        descriptors = F.relu(self.lateral4(f4) + upsample(context, 2))
 
         edge = self.edge(f4)
         guided = f4 * (1 + torch.sigmoid(edge))  # edge guidance of detection, as SAMFeat's c3'
         opinion = self.score(self.score2(f2) + upsample(self.score4(guided), 2) + upsample(self.score8(context), 4))
         score = F.pixel_shuffle(self.corners(image) + opinion, 2)
         distill = self.distill(context) if self.training else None
-        return DenseFeatures(score, descriptors, edge=edge if self.training else None, distill=distill)
+        edge_logits = edge if self.training else None
+        return DenseFeatures(score, descriptors, edge=edge_logits, distill=distill, project=self.describe)
 
 
 def normalize_contrast(image: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfeat_core.detection import sample
 from samfeat_core.models import DenseFeatures
 from training.losses.matching import CELL
 
@@ -43,7 +42,5 @@ def relation_imitation(student: DenseFeatures, example: DenseFeatures) -> Tensor
     size = (width, height)
     extent = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=student.score.device)
     points = torch.rand(batch, POINTS, 2, device=extent.device) * extent
-    mine, other = (
-        F.normalize(sample(dense.descriptors.float(), points, size), dim=-1) for dense in (student, example)
-    )
+    mine, other = (dense.describe(points, size) for dense in (student, example))
     return (mine @ mine.transpose(1, 2) - (other @ other.transpose(1, 2)).detach()).abs().mean()

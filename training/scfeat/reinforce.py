@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samfeat_core.models import DenseFeatures
 from training.geometry import to_homogeneous
-from training.scfeat.epipolar import sample_descriptors
 from training.scfeat.fundamental import fundamental_error
 
 
@@ -101,10 +101,8 @@ def pair_reward(good: Tensor, error: Tensor | None, config: DetectorConfig) -> T
 
 
 def detector_loss(
-    score0: Tensor,
-    score1: Tensor,
-    maps0: Tensor,
-    maps1: Tensor,
+    first: DenseFeatures,
+    second: DenseFeatures,
     fundamental: Tensor,
     size: tuple[int, int],
     config: DetectorConfig,
@@ -112,17 +110,16 @@ def detector_loss(
     """REINFORCE: minus the rewards of accepted pairs, each weighted by its match probability, times log-probability.
 
     Args:
-        score0, score1: (B, 1, H, W) logits; gradients flow into these alone.
-        maps0, maps1: (B, C, h, w) descriptor maps.
+        first, second: what the network says of each view; gradients flow into the scores alone.
         fundamental: (B, 3, 3) with x1^T F x0 = 0.
         size: (width, height) of both images.
 
     Returns:
         the loss per image pair, and figures to log.
     """
-    drawn0, drawn1 = draw_keypoints(score0, config.cell), draw_keypoints(score1, config.cell)
+    drawn0, drawn1 = draw_keypoints(first.score, config.cell), draw_keypoints(second.score, config.cell)
     with torch.no_grad():
-        descriptors = (sample_descriptors(maps0, drawn0.points, size), sample_descriptors(maps1, drawn1.points, size))
+        descriptors = (first.describe(drawn0.points, size), second.describe(drawn1.points, size))
         accepted = drawn0.accepted[:, :, None] & drawn1.accepted[:, None, :]
         probability = match_probability(*descriptors, config.temperature) * accepted
         good = good_pairs(drawn0.points, drawn1.points, fundamental, config.threshold)
@@ -138,9 +135,9 @@ def detector_loss(
         loss = loss - ((weight + config.penalty * drawn.accepted) * drawn.log_p).sum()
     figures = {
         "good_share": (probability * good).sum() / probability.sum().clamp(min=1e-8),
-        "keypoints": (drawn0.accepted.sum() + drawn1.accepted.sum()) / (2.0 * len(score0)),
-        "matches": probability.sum() / len(score0),
+        "keypoints": (drawn0.accepted.sum() + drawn1.accepted.sum()) / (2.0 * len(first.score)),
+        "matches": probability.sum() / len(first.score),
     }
     if error is not None:
         figures["fundamental_error"] = error.nanmean()
-    return loss / len(score0), figures
+    return loss / len(first.score), figures

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.detection import detect
+from training.feature_task import split
 from training.geometry import epipolar_distance
 from training.pairs.photometric import Photometric
-from training.scfeat.epipolar import DescriptorConfig, epipolar_loss, grid_points, sample_descriptors
+from training.scfeat.epipolar import DescriptorConfig, epipolar_loss, grid_points
 from training.scfeat.pairs import PoseBatch, PosePair, PoseSource
 from training.scfeat.reinforce import DetectorConfig, detector_loss
 
@@ -100,9 +101,8 @@ class DetectorStage(Stage):
     def forward(self, batch: PoseBatch, step: int) -> dict[str, Tensor]:
         dense = self.network(self.images(batch))
         with torch.autocast(dense.score.device.type, enabled=False):
-            score0, score1 = dense.score.float().contiguous().chunk(2)
-            map0, map1 = dense.descriptors.detach().float().contiguous().chunk(2)
-            loss, self.figures = detector_loss(score0, score1, map0, map1, batch.fundamental, batch.size, self.config)
+            first, second = split(dense.each(lambda part: part.float().contiguous()), len(batch))
+            loss, self.figures = detector_loss(first, second, batch.fundamental, batch.size, self.config)
         return {"reinforce": loss}
 
 
@@ -170,7 +170,7 @@ class EpipolarValidation:
             points = points[:, scores[0] > 0]
         else:
             points = corners(image, self.keypoints)
-        return points[0], sample_descriptors(dense.descriptors.float(), points, size)[0]
+        return points[0], dense.describe(points, size)[0]
 
 
 def corners(image: Tensor, count: int) -> Tensor:

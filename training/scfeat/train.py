@@ -71,6 +71,8 @@ class ScfeatConfig:
             raise ValueError(f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}")
         if self.stage == "detector" and self.init is None:
             raise ValueError("stage is detector, which needs init: the weights that the descriptor stage wrote")
+        if self.stage == "descriptor" and self.model != "scfeat":
+            raise ValueError(f"model is {self.model!r}: the descriptor stage trains scfeat alone")
 
 
 def names_stage(path: Path) -> bool:
