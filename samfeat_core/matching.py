@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
@@ -39,7 +40,9 @@ def match_mutual(
     if not len(current) or not len(previous):
         return _NONE
 
-    similarity = current @ previous.T
+    # Not NumPy's product: the threads of its OpenBLAS spin on after it and take cores from the next frame's network.
+    nothing = np.zeros((0, 0), np.float32)
+    similarity = cv2.gemm(current, previous, 1, nothing, 0, flags=cv2.GEMM_2_T)
     rows = np.arange(len(current))
     best = similarity.argmax(axis=1)
     value = similarity[rows, best]
