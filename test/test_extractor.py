@@ -102,6 +102,18 @@ def test_a_damaged_kept_engine_is_built_anew(weights, tmp_path):
     np.testing.assert_allclose(make(weights, tmp_path, engine="openvino")(image).keypoints, reference.keypoints)
 
 
+def test_rows_that_are_no_keypoints_are_left_out_wherever_they_stand(weights, tmp_path, monkeypatch):
+    """A plateau loses its score after the rows were sorted, so zeros may stand before keypoints."""
+    extractor = make(weights, tmp_path, max_keypoints=3)
+    scores = np.float32([0.9, 0, 0.8, 0.7, 0.6])
+    rows = np.arange(5, dtype=np.float32)
+    answer = np.stack((rows, rows), 1), scores, np.eye(5, 64, dtype=np.float32), np.ones(5, np.float32)
+    monkeypatch.setattr(extractor, "_engine", lambda width, height: lambda image, mask: answer)
+    features = extractor(scene(64, 96))
+    np.testing.assert_array_equal(features.scores, scores[[0, 2, 3]])
+    np.testing.assert_array_equal(features.keypoints[:, 0], [0, 2, 3])
+
+
 @pytest.mark.parametrize("size", [(480, 640), (123, 217), (33, 50), (376, 1241)])
 def test_any_size_keeps_keypoints_inside_the_image(weights, tmp_path, size):
     features = make(weights, tmp_path)(scene(*size))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import os
 from pathlib import Path
 
 import typer
@@ -18,7 +17,7 @@ from training.config import load_config
 from training.feature_task import LossWeights
 from training.photo_store import StoreError
 from training.train import train
-from training.trainer import start_distributed
+from training.trainer import own_rank, start_distributed
 
 TEACHER = ("dis", "wsc", "edge")
 VARIANTS = {
@@ -69,9 +68,9 @@ def main(
             run = dataclasses.replace(base, losses=losses_of(name, base.losses))
             train(run, output / name, place)
             gc.collect()  # a trainer refers to itself, and holds all photographs
+            if own_rank() != 0:
+                continue  # the first process speaks for all
             table[name] = best_scores(output / name)
-            if os.environ.get("RANK", "0") != "0":
-                continue  # torchrun's first process speaks for all
             typer.echo(f"{name:12} " + "  ".join(f"{key} {value:.4f}" for key, value in table[name].items()))
             (output / "ablation.json").write_text(json.dumps(table, indent=1))
     except (ValueError, OSError, SamfeatError, StoreError) as error:

@@ -28,7 +28,7 @@ from training.photo_store import PhotoStore, StoreError
 from training.scfeat.train import ScfeatConfig, names_stage
 from training.scfeat.train import train as train_scfeat
 from training.teacher.store import TeacherStore
-from training.trainer import Trainer, start_distributed
+from training.trainer import Trainer, own_rank, start_distributed
 from training.validation import MatchingValidation
 
 COLOUR = 3  # also for a grey network: what is grey to it is drawn anew for every view (`photometric.grey`)
@@ -123,7 +123,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
     photos, held = hold_out(everything, data.validation)
     channels: int = network_class.channels  # type: ignore[attr-defined]
     validate = MatchingValidation(validation_batches(held, data, device, channels))
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    rank = own_rank()
     torch.manual_seed(config.seed)
     network = network_class()
     if config.init:

@@ -73,7 +73,7 @@ class Trainer:
         self.source, self.validate, self.output = source, validate, Path(output)
         self.batch, self.steps, self.config, self.validate_every = batch, steps, optimizer, validate_every
         self.dtype = PRECISIONS[precision]
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.rank = own_rank()
         # Losses come and go by schedule, so not every parameter has a gradient in every step.
         self.model = DistributedDataParallel(task, find_unused_parameters=True) if dist.is_initialized() else task
         parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
@@ -230,6 +230,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         beside.unlink(missing_ok=True)
         raise OSError(f"{path}: could not be written ({error})") from None
     beside.replace(path)
+
+
+def own_rank() -> int:
+    """This process's rank in the process group; 0 where there is none."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def start_distributed(device: str) -> torch.device:

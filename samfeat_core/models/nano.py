@@ -114,9 +114,9 @@ class SamfeatNano(nn.Module):
         guided = f4 * (1 + torch.sigmoid(edge))  # edge guidance of detection, as SAMFeat's c3'
         opinion = self.score(self.score2(f2) + upsample(self.score4(guided), 2) + upsample(self.score8(context), 4))
         score = F.pixel_shuffle(self.corners(image) + opinion, 2)
-        distill = self.distill(context) if self.training else None
-        edge_logits = edge if self.training else None
-        return DenseFeatures(score, descriptors, edge=edge_logits, distill=distill, project=self.describe)
+        if self.training:
+            return DenseFeatures(score, descriptors, None, edge, self.distill(context), self.describe)
+        return DenseFeatures(score, descriptors, project=self.describe)
 
 
 def normalize_contrast(image: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samfeat_core.detection import sample
 from training.geometry import epipolar_distance, to_homogeneous
 
 
@@ -50,9 +51,8 @@ def grid_points(batch: int, size: tuple[int, int], cell: int, device: torch.devi
 
 def sample_descriptors(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """Unit descriptors (B, ..., C) of maps (B, C, h, w) at points (B, ..., 2) of the (width, height) image."""
-    grid = (points.flatten(1, -2) + 0.5) / points.new_tensor(size) * 2 - 1
-    sampled = F.grid_sample(maps, grid.unsqueeze(2).to(maps.dtype), padding_mode="border", align_corners=False)
-    return F.normalize(sampled.squeeze(-1).transpose(1, 2).float(), dim=-1).unflatten(1, points.shape[1:-1])
+    rows = sample(maps, points.flatten(1, -2), size)
+    return F.normalize(rows.float(), dim=-1).unflatten(1, points.shape[1:-1])
 
 
 def clip_lines(lines: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.detection import detect
-from training.feature_task import split
+from training.feature_task import plain_layout, split
 from training.geometry import epipolar_distance
 from training.pairs.photometric import Photometric
 from training.scfeat.epipolar import DescriptorConfig, epipolar_loss, grid_points
@@ -101,7 +101,7 @@ class DetectorStage(Stage):
     def forward(self, batch: PoseBatch, step: int) -> dict[str, Tensor]:
         dense = self.network(self.images(batch))
         with torch.autocast(dense.score.device.type, enabled=False):
-            first, second = split(dense.each(lambda part: part.float().contiguous()), len(batch))
+            first, second = split(plain_layout(dense), len(batch))
             loss, self.figures = detector_loss(first, second, batch.fundamental, batch.size, self.config)
         return {"reinforce": loss}
 

@@ -22,7 +22,7 @@ from training.scfeat.epipolar import DescriptorConfig
 from training.scfeat.pairs import PoseDataConfig, PoseSource, read_pairs
 from training.scfeat.reinforce import DetectorConfig
 from training.scfeat.tasks import DescriptorStage, DetectorStage, EpipolarValidation, Stage
-from training.trainer import Trainer
+from training.trainer import Trainer, own_rank
 
 STAGES = ("descriptor", "detector")
 
@@ -99,7 +99,7 @@ def train(config: ScfeatConfig, output: Path, device: torch.device) -> float:
     Raises:
         ValueError: bad data or configuration, naming the file or key. WeightsError: bad `init` or `imagenet`.
     """
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    rank = own_rank()
     torch.manual_seed(config.seed)
     network = build(config)
     multiple: int = network.stride_multiple  # type: ignore[assignment]
