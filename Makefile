@@ -80,13 +80,17 @@ TRAIN := $(PY) -m training.train
 PHOTOS = --set 'data.photos=[$(DATA)/photos/a,$(DATA)/photos/b]'
 PREPARED = --set data.teacher=$(OUT)/teacher --set 'data.pairs=[$(OUT)/pairs/kitchen,$(OUT)/pairs/scenes]'
 
-.PHONY: teach labels pairs train-samfeat train-nano train-nano-distilled ablation evaluate-runs pack unpack
+.PHONY: teach labels features pairs train-samfeat train-nano train-nano-distilled ablation evaluate-runs pack unpack
 
 teach: $(READY)
 	$(PY) -m training.teach annotations $(DATA)/photos $(DATA)/segments $(OUT)/teacher
 
 labels: $(READY)
 	$(PY) -m training.label photos $(DATA)/photos $(OUT)/labels --base shi-tomasi
+
+EXTRACTOR ?= samfeat=$(RUNS)/samfeat/best.safetensors
+features: $(READY)
+	$(PY) -m training.label features $(DATA)/photos $(OUT)/features --extractor $(EXTRACTOR)
 
 pairs: $(READY)
 	$(PY) -m training.pairs.posed --folder $(DATA)/posed/kitchen_rgbd --kinect --pairs 200 --output $(OUT)/pairs/kitchen
@@ -100,7 +104,7 @@ train-nano: $(READY)
 
 train-nano-distilled: $(READY)
 	$(TRAIN) --config config/train/samfeat_nano_distilled.yaml --output $(RUNS)/nano_distilled $(PHOTOS) $(PREPARED) \
-		--set imitate.weights=$(RUNS)/samfeat/best.safetensors $(TRAIN_ARGS)
+		--set data.features=$(OUT)/features $(TRAIN_ARGS)
 
 ablation: $(READY)
 	$(PY) -m training.ablate --config config/train/samfeat_nano.yaml --output $(RUNS)/ablation $(PHOTOS) $(PREPARED) $(TRAIN_ARGS)

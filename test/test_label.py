@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from training.label import app, label
 from training.labels import KeypointLabels, LabelStore
 from training.labels.detectors import load_detector
+from training.labels.features import FeatureStore
 from training.labels.homographic_adaptation import peaks, random_homography, repeatability_map
 from training.labels.shapes import DRAWINGS, Canvas, draw_checkerboard, render
+from training.peers import sift
 from training.photo_store import StoreError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -230,3 +232,27 @@ def test_labels_come_back_as_written(tmp_path):
     store.write("y", {"keypoints": written.keypoints}, {})
     with pytest.raises(StoreError, match="y.npz: not an entry of a samfeat keypoint labels store"):
         store.labels("y")
+
+
+def test_features_of_an_extractor_in_pixels_of_the_photograph(photos, tmp_path):
+    result = run("features", photos, tmp_path / "store", "--extractor", "sift", "--count", 60, "--octaves", 2)
+    assert result.exit_code == 0, result.output
+    store = FeatureStore(tmp_path / "store")
+    name = store.names()[0]
+    entry = store.features(name)
+    assert set(entry.octaves) == {0, 1} and entry.descriptors.shape == (len(entry.keypoints), 128)
+    assert (np.bincount(entry.octaves) <= 60).all()
+    grey = cv2.imread(str(photos / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+    assert entry.image_size == (grey.shape[1], grey.shape[0])
+    half = cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    expected = (sift(60)(half).keypoints + 0.5) * 2 - 0.5
+    np.testing.assert_allclose(entry.keypoints[entry.octaves == 1], expected, atol=1)
+    again = run("features", photos, tmp_path / "store", "--extractor", "sift", "--count", 60, "--octaves", 2)
+    assert "0 photographs written" in again.output
+
+
+def test_an_extractor_that_is_not_there_is_named(photos, tmp_path):
+    for extractor in ("nowhere:at_all", "samfeat=/nowhere.safetensors"):
+        result = run("features", photos, tmp_path / "store", "--extractor", extractor)
+        assert result.exit_code == 1 and len(result.output.strip().splitlines()) == 1
+        assert extractor.split("=")[-1].split(":")[0] in result.output

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
 
@@ -17,7 +18,6 @@ from samfeat_core.models import build_network
 from samfeat_core.weights import load_network
 from training.config import OptimizerConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask, FeatureTaskConfig, LossWeights, carry
-from training.losses.imitation import imitation
 from training.pairs import PairBatch, pixel_grid
 from training.trainer import Trainer
 
@@ -91,6 +91,7 @@ def test_two_processes_train_one_network(config, tmp_path):
         ({"data": {"photos": ["/nowhere"]}}, "/nowhere"),
         ({"data": {"size": [60, 64]}}, "data.size is 60x64"),
         ({"losses": {"edge": 1.0}}, "losses.edge is 1.0, but data.teacher names no store"),
+        ({"losses": {"relation": 1.0}}, "losses.relation is 1.0, but data.features names no store"),
         ({"data": {"teacher": "/nowhere"}}, "/nowhere"),
         ({"init": "/nowhere.safetensors"}, "/nowhere.safetensors"),
     ],
@@ -194,11 +195,15 @@ def synthetic_batch(count=2, size=64):
     edges[:, :, size // 2] = 1
     labels = (torch.rand(count, 1, size, size) > 0.99).float()
     has = torch.tensor([True] + [False] * (count - 1))
-    return PairBatch(image, image.clone(), warp, warp.clone(), has, groups, edges, None, labels)
+    points = torch.rand(count, 40, 2) * (size - 1)
+    points[0] = float("nan")  # the example did not see the first one
+    examples = (points, points.clone(), torch.randn(count, 40), F.normalize(torch.randn(count, 40, 12), dim=-1))
+    return PairBatch(image, image.clone(), warp, warp.clone(), has, groups, edges, None, labels, *examples)
 
 
 @pytest.mark.parametrize(
-    "name", ["dis", "wsc", "edge", "det", "des", "match", "repeat", "matchable", "reproject", "corner"]
+    "name",
+    ["dis", "wsc", "edge", "det", "des", "match", "repeat", "matchable", "reproject", "corner", "score", "relation"],
 )
 def test_every_loss_has_a_switch_and_a_finite_gradient(name):
     off = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
@@ -212,9 +217,9 @@ def test_every_loss_has_a_switch_and_a_finite_gradient(name):
 
 def test_a_batch_without_teacher_trains_the_geometric_losses_only():
     batch = synthetic_batch()
-    batch.groups0 = batch.edges0 = batch.keypoints0 = None
+    batch.groups0 = batch.edges0 = batch.keypoints0 = batch.example0 = None
     batch.has_teacher[:] = False
-    everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0) | {"imitate": 0.0})
+    everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0))
     losses = FeatureTask(build_network("samfeat-nano"), FeatureTaskConfig(points=32), everything)(batch, 10_000)
     assert set(losses) == {"match", "des", "corner", "repeat", "matchable", "reproject"}
 
@@ -227,15 +232,3 @@ def test_carry_follows_an_affine_warp_to_a_fraction_of_a_pixel():
     carried = carry(warp, pixels, offset)
     torch.testing.assert_close(carried.points[0, 0], (pixels + offset)[0, 0] @ matrix.T + torch.tensor([2.0, 1.0]))
     assert float(carried.scale[0, 0]) == pytest.approx(float(matrix.det().sqrt()), rel=1e-4)
-
-
-def test_imitation_is_least_for_the_example_itself():
-    torch.manual_seed(0)
-    network, image = build_network("samfeat-nano").eval(), torch.rand(1, 1, 64, 64)
-    with torch.no_grad():
-        example = network(image)
-        other = build_network("samfeat-nano").eval()(image)
-    torch.manual_seed(1)
-    itself = imitation(example, example)
-    torch.manual_seed(1)
-    assert imitation(other, example) > itself

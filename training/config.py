@@ -22,7 +22,8 @@ class DataConfig:
     Attributes:
         photos: folders of photographs, for pairs under homographies.
         teacher: store of `python -m training.teach`, or none.
-        labels: store of `python -m training.label`, or none.
+        labels: store of `python -m training.label photos`, or none.
+        features: store of `python -m training.label features`, an example to imitate, or none.
         pairs: folders of stored pairs with true parallax (posed or rendered), or none.
         size: (width, height) of the views, multiples of 32.
         batch: pairs per step and process.
@@ -34,6 +35,7 @@ class DataConfig:
     photos: tuple[str, ...] = ()
     teacher: str | None = None
     labels: str | None = None
+    features: str | None = None
     pairs: tuple[str, ...] = ()
     size: tuple[int, int] = (320, 224)
     batch: int = 8
@@ -64,28 +66,18 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class ExampleConfig:
-    """A trained network that another imitates: its model name and weights file."""
-
-    model: str = "samfeat"
-    weights: str = ""
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """Everything a run depends on, besides the machine.
 
     Attributes:
         model: name in `samfeat_core.models.MODELS`.
         init: weights file to start from, or none for a random start.
-        imitate: a trained network to learn from, or none.
         precision: fp32, bf16 or fp16 (autocast of the network; losses stay fp32).
         validate_every: steps between validations and checkpoints.
     """
 
     model: str = "samfeat-nano"
     init: str | None = None
-    imitate: ExampleConfig | None = None
     steps: int = 10000
     seed: int = 0
     precision: str = "bf16"

@@ -20,7 +20,7 @@ from training.losses import (
     semantic_contrast,
 )
 from training.losses.corner import corner_logits, corner_loss
-from training.losses.imitation import imitation
+from training.losses.imitation import relation_imitation, score_imitation
 from training.pairs import PairBatch
 from training.pairs.photometric import Photometric
 
@@ -33,7 +33,7 @@ class LossWeights:
         dis, wsc, edge, det, des: SAMFeat's five (section 3 of the paper).
         match, repeat, matchable, reproject: see `training.losses.matching`.
         corner: structure-tensor corners that both views show (`training.losses.corner`).
-        imitate: a larger network's scores and descriptors as an example (`training.losses.imitation`).
+        score, relation: another extractor's keypoints and descriptors as an example (`training.losses.imitation`).
     """
 
     dis: float = 0.0
@@ -46,7 +46,8 @@ class LossWeights:
     matchable: float = 0.3
     reproject: float = 0.2
     corner: float = 1.0
-    imitate: float = 0.0
+    score: float = 0.0
+    relation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,47 +75,26 @@ class FeatureTaskConfig:
 
 
 class FeatureTask(nn.Module):
-    """`forward(batch, step) -> dict of losses`, already weighted; their sum is the training loss.
+    """`forward(batch, step) -> dict of losses`, already weighted; their sum is the training loss."""
 
-    Args:
-        example: a trained network to imitate, of any of our models; None without.
-    """
-
-    def __init__(
-        self, network: nn.Module, config: FeatureTaskConfig, weights: LossWeights, example: nn.Module | None = None
-    ) -> None:
+    def __init__(self, network: nn.Module, config: FeatureTaskConfig, weights: LossWeights) -> None:
         super().__init__()
-        if weights.imitate and example is None:
-            raise ValueError("losses.imitate is on, but no network to imitate is given (key imitate)")
         self.network = network
         self.config = config
         self.weights = weights
         self.photometric = Photometric(config.photometric, network.channels)  # type: ignore[arg-type]
-        # Kept out of the module tree: it is neither trained nor saved.
-        self._example = [example.eval().requires_grad_(False)] if example is not None and weights.imitate else []
 
     def forward(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
         images = self.photometric(torch.cat((batch.image0, batch.image1)))
         images = images.contiguous(memory_format=torch.channels_last)
         first, second = split(plain_layout(self.network(images)), len(batch))
-        example = self._look_at_example(batch) if self._example else None
         # Losses stay in single precision, and their means count the images of all ranks.
         with torch.autocast(images.device.type, enabled=False), joint_means():
             losses = self.descriptor_losses(first, second, batch)
             losses |= self.detector_losses(first, second, batch, step)
             losses |= self.teacher_losses(first, batch)
-            if example is not None:
-                losses["imitate"] = imitation(first, example)
+            losses |= self.example_losses(first, second, batch)
         return {name: getattr(self.weights, name) * value for name, value in losses.items()}
-
-    @torch.no_grad()
-    def _look_at_example(self, batch: PairBatch) -> DenseFeatures:
-        """What the example says of the first views, undisturbed by photometric change."""
-        example = self._example[0].to(batch.image0.device)
-        image = batch.image0
-        if image.shape[1] != example.channels:
-            image = image.mean(1, keepdim=True).expand(-1, int(example.channels), -1, -1)  # type: ignore[arg-type]
-        return plain_layout(example(image))
 
     def descriptor_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
         """`match` and SAMFeat's `des` on the same correspondences, `wsc` on their points in the first view."""
@@ -174,6 +154,33 @@ class FeatureTask(nn.Module):
             losses["edge"] = edge_loss(first.edge, batch.edges0, has_teacher=batch.has_teacher)
         if self.weights.det and batch.keypoints0 is not None:
             losses["det"] = detection_loss(first.score, batch.keypoints0)
+        return losses
+
+    def example_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
+        """`score` and `relation` of the photographs that an example has looked at."""
+        weights = self.weights
+        if batch.example0 is None or not (weights.score or weights.relation):
+            return {}
+        assert batch.example1 is not None and batch.example_logits is not None
+        assert batch.example_descriptors is not None
+        losses = {}
+        if weights.score:
+            losses["score"] = 0.5 * (
+                score_imitation(first.score, batch.example0, batch.example_logits)
+                + score_imitation(second.score, batch.example1, batch.example_logits)
+            )
+        if weights.relation:
+            size = (batch.image0.shape[-1], batch.image0.shape[-2])
+            shown = torch.isfinite(batch.example0).all(-1) & torch.isfinite(batch.example1).all(-1)
+            chosen = best_shown(shown, self.config.points)
+            points0, points1, wanted = (
+                rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[-1]))
+                for rows in (batch.example0, batch.example1, batch.example_descriptors)
+            )
+            valid = shown.gather(1, chosen)
+            answer0, _ = describe(first, points0.nan_to_num(0), size)
+            answer1, _ = describe(second, points1.nan_to_num(0), size)
+            losses["relation"] = relation_imitation(answer0, answer1, wanted, valid)
         return losses
 
     def choose_points(self, score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,6 +260,12 @@ def describe(dense: DenseFeatures, points: Tensor, size: tuple[int, int]) -> tup
     """Unit descriptors (B, N, D) at pixel positions (B, N, 2), and their attention weights (B, N) if there are any."""
     attention = None if dense.weight is None else sample(dense.weight.float(), points, size)[..., 0]
     return dense.describe(points, size), attention
+
+
+def best_shown(shown: Tensor, count: int) -> Tensor:
+    """(B, count) rows of points (B, N) that are sorted, best first: those shown, then any others."""
+    rank = torch.arange(shown.shape[1], 0, -1, device=shown.device)
+    return (rank + shown * len(rank)).topk(min(count, len(rank)), dim=1).indices
 
 
 def nearest_peak(warped: Tensor, peaks: Tensor, similarity: Tensor) -> Found:

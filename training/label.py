@@ -1,12 +1,13 @@
-"""Labels keypoints in photographs by SuperPoint's paradigm, for the detection loss.
+"""Labels photographs: keypoints by SuperPoint's paradigm for the detection loss, or features to imitate.
 
 \b
     python -m training.label bootstrap base.safetensors                       # a detector, from synthetic shapes
     python -m training.label photos PHOTOS STORE --base base.safetensors      # homographic adaptation of it
     python -m training.label photos PHOTOS STORE --base shi-tomasi            # ... or of OpenCV's: needs no training
+    python -m training.label features PHOTOS STORE --extractor samfeat=best.safetensors      # what a network finds
 
 Killed or interrupted, the same command continues. Under torchrun every rank labels its share.
-`training.labels.store` documents the format.
+`training.labels.store` and `training.labels.features` document the formats.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ import cv2
 import numpy as np
 import typer
 
+from samfeat_core.errors import SamfeatError
+from training.evaluation.extractors import resolve
+from training.labels import features
 from training.labels.detectors import OPENCV, Detector, load_detector
 from training.labels.homographic_adaptation import peaks, repeatability_map
 from training.labels.store import KeypointLabels, LabelStore, pack
-from training.photo_store import Note, Photo, SkipPhoto, fill, find_photos, read_photo
+from training.peers import Extractor
+from training.photo_store import Note, Photo, SkipPhoto, StoreError, fill, find_photos, read_photo
 from training.teach import PHOTOS, STORE, finish, one_line_errors, pick_device
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -63,6 +68,29 @@ def label_photos(
         finish(labels, fill(labels, found, work, "labels"))
 
 
+@app.command("features")
+def label_features(
+    photos: Path = PHOTOS,
+    store: Path = STORE,
+    extractor: str = typer.Option(..., help="MODEL, MODEL=WEIGHTS, or module:function, as of training.evaluate."),
+    count: int = typer.Option(1024, min=1, help="At most this many features per octave."),
+    octaves: int = typer.Option(2, min=1, max=4, help="Look at the photograph, its half, ..."),
+    long_side: int = typer.Option(640, min=SMALLEST, help="Larger photographs are looked at with this long side."),
+    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, ..; auto: this rank's GPU if any."),
+) -> None:
+    """Keypoints and descriptors of an extractor on every photograph, for a network to imitate."""
+    with one_line_errors():
+        found = find_photos(photos)
+        example = find_extractor(extractor, count, pick_device(device))
+        kept = features.FeatureStore(store)
+        kept.create({"extractor": extractor, "count": count, "octaves": octaves, "long_side": long_side})
+
+        def work(photo: Photo, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+            return features.pack(features.look(read_photo(photo.path), example, octaves, long_side), extractor)
+
+        finish(kept, fill(kept, found, work, "features"))
+
+
 @app.command("bootstrap")
 def bootstrap_detector(
     output: Path = typer.Argument(..., help="Weights file to write (.safetensors)."),
@@ -81,6 +109,14 @@ def bootstrap_detector(
         bootstrap(output, model, steps, batch, seed=seed, device=device, workers=workers)
         precision, recall = score_on_shapes(NetworkDetector.load(output, 100, model, device))
         typer.echo(f"{output}: on fresh shapes, within 2 pixels: precision {precision:.3f}, recall {recall:.3f}")
+
+
+def find_extractor(name: str, count: int, device: str) -> Extractor:
+    """The extractor of an option. StoreError: there is none of that name, or its weights cannot be loaded."""
+    try:
+        return resolve(name, count, device)
+    except (ValueError, SamfeatError) as error:
+        raise StoreError(f"extractor {name!r}: {error}") from None
 
 
 def label(

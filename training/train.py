@@ -14,9 +14,10 @@ import typer
 
 from samfeat_core.errors import SamfeatError
 from samfeat_core.models import find_class
-from samfeat_core.weights import load_into, load_network
+from samfeat_core.weights import load_into
 from training.config import DataConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask
+from training.labels.features import FeatureStore
 from training.labels.store import LabelStore
 from training.losses.matching import CELL
 from training.pairs import PairBatch, concatenate
@@ -99,7 +100,8 @@ def opened(store: Store) -> Store:
 
 def check_losses(config: TrainConfig) -> None:
     """ValueError names a loss that is on without the data that it needs."""
-    for needs, names in (("teacher", ("dis", "wsc", "edge")), ("labels", ("det",))):
+    needed = {"teacher": ("dis", "wsc", "edge"), "labels": ("det",), "features": ("score", "relation")}
+    for needs, names in needed.items():
         used = [name for name in names if getattr(config.losses, name)]
         if used and not getattr(config.data, needs):
             raise ValueError(f"losses.{used[0]} is {getattr(config.losses, used[0])}, but data.{needs} names no store")
@@ -118,6 +120,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
         data.long_side,
         opened(TeacherStore(data.teacher)) if data.teacher else None,
         opened(LabelStore(data.labels)) if data.labels else None,
+        opened(FeatureStore(data.features)) if data.features else None,
     )
     everything = load_photos(data.photos, loader, device)
     photos, held = hold_out(everything, data.validation)
@@ -128,7 +131,6 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
     network = network_class()
     if config.init:
         load_into(network, config.init)
-    example = load_network(config.imitate.model, config.imitate.weights) if config.imitate else None
     torch.manual_seed(config.seed + 1000 * rank)  # the same network everywhere, other views on every rank
     parallax = stored_pairs(data, device) if data.pairs and data.parallax else None
     source = MixedSource(HomographyPairs(photos, data.size, device, data.homography), parallax, data.parallax)
@@ -136,7 +138,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
     trainer = Trainer(
-        FeatureTask(network, config.task, config.losses, example),
+        FeatureTask(network, config.task, config.losses),
         source,
         validate,
         output,

@@ -1,7 +1,8 @@
-"""A small network imitates a large one that is trained: where its keypoints are, and what resembles what.
+"""A network learns from another extractor's features of the photographs (`training.labels.features`).
 
-Descriptors of the two live in spaces of different dimension; what can be compared is the relation between points,
-the cosine similarity of every pair (as L_dis does with SAM's embedding, and SAMFeat -> samfeat-nano here).
+Where its keypoints are and how sure it is of them is drawn into a map of logits that the score map follows.
+Descriptors of the two live in spaces of different dimension; what can be compared is which points resemble which:
+the relation between all points of a batch, across views and photographs (as L_dis does with SAM's embedding).
 """
 
 from __future__ import annotations
@@ -10,37 +11,96 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfeat_core.models import DenseFeatures
-from training.losses.matching import CELL
+from .common import full_precision, mean_over_images
 
-POINTS = 512
+FLOOR = -5.0  # logit where there is no keypoint
+DEVIATION = 0.7  # pixels; a keypoint's logits fall off as those of a normal distribution over positions
+RADIUS = 2  # pixels, of a drawn keypoint
+NEVER = -1e4  # logit of a candidate that is none; infinite ones make NaN where there are no others
 
 
-def imitation(student: DenseFeatures, example: DenseFeatures, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy of the keypoint distributions in 8x8 cells, plus the mean difference of descriptor relations.
+@full_precision
+def score_imitation(score: Tensor, points: Tensor, logits: Tensor) -> Tensor:
+    """Cross-entropies of score logits (B, 1, H, W): is there a keypoint at a pixel, and where around it exactly.
 
     Args:
-        student, example: answers for the same views (B, ...); the example's carry no gradient.
-        temperature: softens the example's keypoint distribution.
+        points: (B, N, 2) the example's keypoints in pixels of the view, NaN where it does not show them.
+        logits: (B, N) how sure the example is of each; sure ones weigh more.
+    Images without any point do not count.
     """
-    return keypoint_imitation(student.score, example.score, temperature) + relation_imitation(student, example)
+    probability = torch.sigmoid(draw(points, logits, score))
+    weight = 0.1 + probability
+    presence = F.binary_cross_entropy_with_logits(score, probability, reduction="none")
+    per_image = (presence * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+    seen = points.isfinite().all(-1)
+    return mean_over_images(per_image + location(score, points, torch.sigmoid(logits) * seen), seen.any(1))
 
 
-def keypoint_imitation(student: Tensor, example: Tensor, temperature: float) -> Tensor:
-    """Mean over cells of KL(example | student) of where in the cell a keypoint is, and whether there is one."""
-    mine, other = (F.pixel_unshuffle(score.float(), CELL) for score in (student, example))
-    target = (other.detach() / temperature).log_softmax(1)
-    location = F.kl_div(mine.log_softmax(1), target, log_target=True, reduction="none").sum(1)
-    presence = torch.sigmoid(other.detach().amax(1))
-    found = F.binary_cross_entropy_with_logits(mine.amax(1), presence)
-    return (location * presence).mean() / presence.mean().clamp(min=1e-3) * 0.1 + found
+def location(score: Tensor, points: Tensor, weight: Tensor) -> Tensor:
+    """(B,): weighted mean over points of KL(example | student) of the position among the pixels around a point.
+
+    The student's distribution is the softmax of its logits, whose expectation `samfeat_core.detection.refine` takes.
+    """
+    height, width = score.shape[-2:]
+    pixel, apart = around(points)
+    inside = (pixel >= 0).all(-1) & (pixel[..., 0] < width) & (pixel[..., 1] < height)
+    whole = inside.all(-1) & (weight > 0)
+    index = torch.where(whole[..., None], pixel[..., 1] * width + pixel[..., 0], 0)
+    own = score.flatten(1).gather(1, index.flatten(1)).view(index.shape).log_softmax(-1)
+    target = (-apart / (2 * DEVIATION**2)).log_softmax(-1)
+    divergence = (target.exp() * (target - own)).sum(-1)
+    weight = weight * whole
+    return (divergence * weight).sum(1) / weight.sum(1).clamp(min=1e-3)
 
 
-def relation_imitation(student: DenseFeatures, example: DenseFeatures) -> Tensor:
-    """Mean absolute difference of the cosine similarities of all pairs of random points."""
-    batch, _, height, width = student.score.shape
-    size = (width, height)
-    extent = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=student.score.device)
-    points = torch.rand(batch, POINTS, 2, device=extent.device) * extent
-    mine, other = (dense.describe(points, size) for dense in (student, example))
-    return (mine @ mine.transpose(1, 2) - (other @ other.transpose(1, 2)).detach()).abs().mean()
+def around(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (B, N, P, 2) of the square around each point (B, N, 2), and their squared distances (B, N, P) to it."""
+    span = torch.arange(-RADIUS, RADIUS + 1, device=points.device, dtype=points.dtype)
+    offsets = torch.stack(torch.meshgrid(span, span, indexing="xy"), -1).view(1, 1, -1, 2)
+    centre = points.nan_to_num(-1e4)[:, :, None]
+    pixel = centre.round() + offsets
+    return pixel.long(), (pixel - centre).square().sum(-1)
+
+
+@torch.no_grad()
+def draw(points: Tensor, logits: Tensor, like: Tensor) -> Tensor:
+    """(B, 1, H, W) logits: FLOOR, and around each point its own logit less d^2 / 2 DEVIATION^2.
+
+    The softmax expectation around a keypoint is then its exact position, which lies between the pixels.
+    """
+    batch, _, height, width = like.shape
+    pixel, apart = around(points)
+    value = logits[..., None] - apart / (2 * DEVIATION**2)
+    x, y = pixel.unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    # One spare cell at the end takes what lies outside.
+    index = torch.where(inside, y * width + x, height * width).flatten(1)
+    flat = torch.full((batch, height * width + 1), FLOOR, device=points.device)
+    flat = flat.scatter_reduce(1, index, value.flatten(1).float(), "amax")
+    return flat[:, :-1].view(batch, 1, height, width)
+
+
+@full_precision
+def relation_imitation(
+    descriptors0: Tensor, descriptors1: Tensor, example: Tensor, valid: Tensor, scale: float = 20.0
+) -> Tensor:
+    """Mean over points and both directions of KL(example | student) of which point of the other views is alike.
+
+    Args:
+        descriptors0, descriptors1: (B, N, D) unit rows of the same points in both views of each pair.
+        example: (B, N, E) unit rows, the example's descriptors of these points.
+        valid: (B, N) bool, points that both views show. The others are no candidates either.
+        scale: factor on cosine similarities before the softmax.
+    """
+    first, second, wanted = (rows.flatten(0, 1) for rows in (descriptors0, descriptors1, example))
+    absent = ~valid.flatten()
+    target = (scale * wanted @ wanted.T).masked_fill(absent, NEVER).log_softmax(1)
+    similarity = scale * first @ second.T
+    total = torch.zeros_like(valid, dtype=similarity.dtype)
+    for answer in (similarity, similarity.T):
+        own = answer.masked_fill(absent, NEVER).log_softmax(1)
+        divergence = (target.exp() * (target - own)).sum(1)
+        total = total + divergence.view_as(total)
+    counts = valid.sum(1)
+    per_image = torch.where(valid, total, torch.zeros_like(total)).sum(1) / counts.clamp(min=1)
+    return 0.5 * mean_over_images(per_image, counts > 0)

@@ -21,6 +21,10 @@ class PairBatch:
         edges0: (B, 1, H, W) float32 teacher's edge map in {0, 1}; None likewise.
         embedding0: (B, 256, H/8, W/8) float32 teacher's embedding in the frame of image0; None likewise.
         keypoints0: (B, 1, H, W) float32 pseudo-labelled keypoints of image0 in {0, 1}; None where unlabelled.
+        example0, example1: (B, N, 2) float32 an example's keypoints in either image, row i of both the same
+            point, NaN where it is not shown; None where no image has any.
+        example_logits: (B, N) float32 how sure the example is of them.
+        example_descriptors: (B, N, E) float32 unit rows.
     """
 
     image0: Tensor
@@ -32,6 +36,10 @@ class PairBatch:
     edges0: Tensor | None = None
     embedding0: Tensor | None = None
     keypoints0: Tensor | None = None
+    example0: Tensor | None = None
+    example1: Tensor | None = None
+    example_logits: Tensor | None = None
+    example_descriptors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image0)
@@ -69,8 +77,11 @@ def concatenate(batches: list[PairBatch]) -> PairBatch:
     return PairBatch(**joined)  # type: ignore[arg-type]
 
 
+UNKNOWN = ("keypoints0", "example0", "example1")  # NaN where an image has none; the other maps are 0
+
+
 def _missing(name: str, like: Tensor, count: int) -> Tensor:
-    return like.new_full((count, *like.shape[1:]), float("nan") if name == "keypoints0" else 0)
+    return like.new_full((count, *like.shape[1:]), float("nan") if name in UNKNOWN else 0)
 
 
 def pixel_grid(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:

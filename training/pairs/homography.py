@@ -17,6 +17,8 @@ from torch import Tensor
 from training.pairs import PairBatch, pixel_grid
 from training.pairs.photos import Photo, PhotoSource
 
+EXAMPLES = 1024  # an example's best keypoints, per photograph
+
 
 @dataclass(frozen=True)
 class HomographyConfig:
@@ -75,6 +77,8 @@ class HomographyPairs:
         batch = PairBatch(images[0], images[1], warp01, warp10, torch.tensor([p.has_teacher for p in photos]))
         batch.has_teacher = batch.has_teacher.to(self.device)
         self._add_teacher(batch, photos, coordinates[0], inside[0])
+        if self.photos.exemplified:
+            self._add_examples(batch, photos, views, coordinates)
         return batch
 
     def state(self) -> list[int]:
@@ -93,6 +97,8 @@ class HomographyPairs:
         room = (sizes - scale[:, None] * view).clamp(min=0)
         corner = torch.rand(count, 2) * room
         mirror = torch.rand(count) < 0.5
+        if self.photos.exemplified:
+            mirror &= False  # the example did not see the mirrored photograph
         matrix = torch.zeros(count, 3, 3)
         matrix[:, 0, 0] = torch.where(mirror, -scale, scale)
         matrix[:, 1, 1] = scale
@@ -125,11 +131,10 @@ class HomographyPairs:
         """(B, C, H, W) views sampled at photograph coordinates, from the pyramid level of their scale."""
         views = []
         for photo, at in zip(photos, coordinates):
-            row, column = self.height // 2, self.width // 2
-            step = (at[row + 1, column + 1] - at[row, column]).norm() / math.sqrt(2)  # photograph pixels per view pixel
-            level = photo.level(float(step))
-            image = level[None].to(self.device).float() / 255
-            views.append(sample_at(image, at[None] * level.shape[-1] / photo.size[0], "bilinear"))
+            level = photo.level(pixel_width(at))
+            image = photo.levels[level][None].to(self.device).float() / 255
+            # A pixel of a level covers a square of the photograph's: its centre is theirs.
+            views.append(sample_at(image, (at[None] + 0.5) / 2**level - 0.5, "bilinear"))
         return torch.cat(views)
 
     def _inside(self, coordinates: Tensor, sizes: Tensor) -> Tensor:
@@ -157,6 +162,30 @@ class HomographyPairs:
             batch.embedding0 = torch.cat([self._embedding(p, a) for p, a in zip(photos, at)])
         if self.photos.labelled:
             batch.keypoints0 = torch.stack([self._keypoint_map(p, a, i) for p, a, i in zip(photos, at, inside)])
+
+    def _add_examples(self, batch: PairBatch, photos: list[Photo], views: Tensor, coordinates: Tensor) -> None:
+        """The example's features at the resolution of the coarser view, so that both views are told the same."""
+        count = len(photos)
+        nowhere = torch.full((count, EXAMPLES, 2), float("nan"), device=self.device)
+        batch.example0, batch.example1 = nowhere, nowhere.clone()
+        batch.example_logits = torch.zeros(count, EXAMPLES, device=self.device)
+        dimension = next(photo.examples[0].descriptors.shape[1] for photo in self.photos.photos if photo.examples)
+        batch.example_descriptors = torch.zeros(count, EXAMPLES, dimension, device=self.device)
+        into_views = torch.linalg.inv(views)
+        for index, photo in enumerate(photos):
+            example = photo.example(max(pixel_width(at) for at in coordinates[:, index]))
+            if example is None:
+                continue
+            n = min(len(example.points), EXAMPLES)
+            for points, into_view in zip((batch.example0, batch.example1), into_views[:, index]):
+                points[index, :n] = self._shown(project(into_view[None], example.points[None, :n])[0])
+            batch.example_logits[index, :n] = example.logits[:n]
+            batch.example_descriptors[index, :n] = example.descriptors[:n].float()
+
+    def _shown(self, points: Tensor) -> Tensor:
+        """Positions (n, 2), NaN where they are outside the view."""
+        inside = ((points >= 0) & (points <= self.grid[-1, -1])).all(-1, keepdim=True)
+        return points.masked_fill(~inside, float("nan"))
 
     def _label_maps(self, photo: Photo, at: Tensor) -> tuple[Tensor, Tensor]:
         """(H, W) int64 groups and (H, W) float32 edges at the view's pixels, of one annotator drawn anew."""
@@ -193,6 +222,12 @@ class HomographyPairs:
             plane[y, x] = 1
             plane[~inside] = float("nan")
         return plane[None]
+
+
+def pixel_width(at: Tensor) -> float:
+    """Photograph pixels that one pixel of a view spans at its centre, from its coordinates (H, W, 2) there."""
+    row, column = at.shape[0] // 2, at.shape[1] // 2
+    return float((at[row + 1, column + 1] - at[row, column]).norm()) / math.sqrt(2)
 
 
 def uniform(shape: int | tuple[int, ...], low: float, high: float) -> Tensor:

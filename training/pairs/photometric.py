@@ -58,8 +58,8 @@ def _uniform(images: Tensor, low: float, high: float, channels: int = 1) -> Tens
 
 def tone(images: Tensor, strength: float) -> Tensor:
     """Gamma, then gain and offset around the mean; channels drift apart a little (white balance)."""
-    gamma = torch.exp(_uniform(images, -1, 1) * 0.6 * strength)
-    gain = torch.exp(_uniform(images, -1, 1) * 0.5 * strength + _uniform(images, -0.05, 0.05, images.shape[1]))
+    gamma = torch.exp(_uniform(images, -1, 1) * 0.8 * strength)
+    gain = torch.exp(_uniform(images, -1, 1) * 0.6 * strength + _uniform(images, -0.05, 0.05, images.shape[1]))
     offset = _uniform(images, -0.15, 0.15) * strength
     images = images.clamp(min=1e-4) ** gamma
     mean = images.mean((1, 2, 3), keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,9 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from training.labels.features import FeatureStore
 from training.labels.store import LabelStore
 from training.photo_store import SkipPhoto, StoreError, find_photos, read_photo
 from training.teacher.store import TeacherStore
+
+
+@dataclass
+class Example:
+    """What another extractor finds in one octave of a photograph.
+
+    Attributes:
+        points: (n, 2) float32 in pixels of the full level, best first.
+        logits: (n,) float32.
+        descriptors: (n, E) float16 unit rows.
+    """
+
+    points: Tensor
+    logits: Tensor
+    descriptors: Tensor
+
+    def to(self, device: torch.device | str) -> Example:
+        return Example(self.points.to(device), self.logits.to(device), self.descriptors.to(device))
 
 
 @dataclass
@@ -29,6 +49,7 @@ class Photo:
         groups, edges: (K, h, w) alternative label maps (int32) and their border maps (bool), or None.
         embedding: (256, 64, 64) float16 of the SAM encoder, or None.
         keypoints: (n, 2) float32 labelled keypoints in pixels of the full level, or None.
+        examples: features to imitate, by octave; empty without.
     """
 
     name: str
@@ -37,6 +58,7 @@ class Photo:
     edges: Tensor | None = None
     embedding: Tensor | None = None
     keypoints: Tensor | None = None
+    examples: list[Example] = field(default_factory=list)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,12 +69,18 @@ class Photo:
     def has_teacher(self) -> bool:
         return self.groups is not None
 
-    def level(self, step: float) -> Tensor:
+    def level(self, step: float) -> int:
         """The pyramid level to sample from when one view pixel spans `step` photograph pixels."""
-        return self.levels[0 if step < 1.5 else 1 if step < 3 else 2]
+        return 0 if step < 1.5 else 1 if step < 3 else 2
+
+    def example(self, step: float) -> Example | None:
+        """The features of the octave whose pixels are nearest to `step` photograph pixels wide."""
+        octave = round(math.log2(max(step, 1.0)))
+        return self.examples[min(octave, len(self.examples) - 1)] if self.examples else None
 
     def to(self, device: torch.device | str) -> Photo:
         self.levels = [level.to(device) for level in self.levels]
+        self.examples = [example.to(device) for example in self.examples]
         for name in ("groups", "edges", "embedding", "keypoints"):
             value = getattr(self, name)
             if value is not None:
@@ -77,6 +105,7 @@ class PhotoSource:
         self.taught = any(photo.groups is not None for photo in self.photos)
         self.embedded = any(photo.embedding is not None for photo in self.photos)
         self.labelled = any(photo.keypoints is not None for photo in self.photos)
+        self.exemplified = any(photo.examples for photo in self.photos)
 
     def draw(self, count: int) -> list[Photo]:
         """The next `count` photographs of the shuffled order (torch's global generator)."""
@@ -103,13 +132,14 @@ class PhotoLoader:
     Attributes:
         channels: 1 grey or 3 RGB.
         long_side: photographs larger than this are reduced to it.
-        teacher, labels: stores to look in, or None.
+        teacher, labels, features: stores to look in, or None.
     """
 
     channels: int
     long_side: int = 640
     teacher: TeacherStore | None = None
     labels: LabelStore | None = None
+    features: FeatureStore | None = None
 
     def load(self, path: Path, name: str) -> Photo:
         """One photograph. SkipPhoto or StoreError say why it cannot be used."""
@@ -126,6 +156,7 @@ class PhotoLoader:
         photo = Photo(name, levels)
         self._add_teacher(photo, path, size)
         self._add_labels(photo, path, size)
+        self._add_examples(photo, path, size)
         return photo
 
     def _add_teacher(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
@@ -146,6 +177,25 @@ class PhotoLoader:
         ratio = np.array(photo.size, np.float32) / size
         keypoints = (self.labels.labels(entry_name).keypoints + 0.5) * ratio - 0.5
         photo.keypoints = torch.from_numpy(keypoints.astype(np.float32))
+
+    def _add_examples(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
+        entry_name = self.features.find(path) if self.features is not None else None
+        if self.features is None or entry_name is None:
+            return
+        entry = self.features.features(entry_name)
+        if entry.image_size != size:
+            raise SkipPhoto(f"is {size[0]}x{size[1]}, the example saw {entry.image_size[0]}x{entry.image_size[1]}")
+        points = (entry.keypoints + 0.5) * (np.array(photo.size, np.float32) / size) - 0.5
+        for octave in range(int(entry.octaves.max(initial=0)) + 1):
+            rows = np.flatnonzero(entry.octaves == octave)
+            rows = rows[np.argsort(-entry.scores[rows], kind="stable")]
+            photo.examples.append(
+                Example(
+                    torch.from_numpy(points[rows].astype(np.float32)),
+                    torch.logit(torch.from_numpy(entry.scores[rows]), eps=1e-4),
+                    torch.from_numpy(entry.descriptors[rows]),
+                )
+            )
 
 
 def load_photos(
