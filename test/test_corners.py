@@ -1,15 +1,12 @@
-"""The corner layer and the loss that keeps a detector near it, against plain second formulations."""
+"""Corners and the loss that teaches them, against plain second formulations."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from samfeat_core.models import build_network
-from samfeat_core.models.corners import DEVIATION, FLOOR, RADIUS, SHARPNESS, USUAL, Corners
 from samfeat_core.models.nano import normalize_contrast
-from training.losses.corner import corner_logits, corner_loss
+from training.losses.corner import DEVIATION, FLOOR, RADIUS, SHARPNESS, USUAL, corner_logits, corner_loss, corners
 from training.pairs import pixel_grid
 
 SIZE = (40, 56)
@@ -34,34 +31,25 @@ def eigenvalues(image):
     return np.linalg.eigvalsh(np.stack((np.stack((xx, xy), -1), np.stack((xy, yy), -1)), -2))[..., 0]
 
 
-def test_the_polyphase_layer_is_the_structure_tensor():
+def test_logits_are_those_of_the_structure_tensor():
     image = picture()
-    logits = F.pixel_shuffle(Corners()(torch.from_numpy(image)[None, None]), 2)[0, 0].numpy()
+    logits = corners(torch.from_numpy(image)[None, None])[0, 0].numpy()
     expected = SHARPNESS * np.log((eigenvalues(image).clip(min=0) + FLOOR) / USUAL)
+    assert logits.shape == SIZE
     np.testing.assert_allclose(logits[INNER], expected[INNER], atol=2e-3)
 
 
-def test_the_corner_layer_finds_the_corners_of_a_rectangle():
+def test_the_corners_of_a_rectangle_are_found():
     image = np.zeros(SIZE, np.float32)
     cv2.rectangle(image, (12, 10), (30, 24), 1.0, -1)
-    logits = F.pixel_shuffle(Corners()(torch.from_numpy(image)[None, None]), 2)[0, 0]
+    logits = corners(torch.from_numpy(image)[None, None])[0, 0]
     y, x = divmod(int(logits.argmax()), SIZE[1])
     assert min(np.hypot(x - u, y - v) for u in (12, 30) for v in (10, 24)) < 1.5
 
 
-def test_an_untrained_nano_scores_corners_and_its_weights_hold_no_constants():
-    network = build_network("samfeat-nano").eval()
-    image = torch.from_numpy(cv2.resize(picture(), (64, 64)))[None, None]
-    with torch.inference_mode():
-        score = network(image).score
-    plain = F.pixel_shuffle(Corners()(normalize_contrast(image)), 2)
-    assert torch.equal(score, plain)
-    assert not any(name.startswith("corners") for name in network.state_dict())
-
-
 def test_corner_logits_average_both_views_where_both_see():
     image, other = (torch.from_numpy(picture(seed))[None, None] for seed in (1, 2))
-    own, others = (F.pixel_shuffle(Corners()(normalize_contrast(view)), 2) for view in (image, other))
+    own, others = (corners(normalize_contrast(view)) for view in (image, other))
     warp = pixel_grid(*SIZE)[None].clone()
     warp[:, :, 30:] = float("nan")
     logits = corner_logits(image.expand(1, 3, *SIZE), other.expand(1, 3, *SIZE), warp)

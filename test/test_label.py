@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from samfeat_core.features import Features
 from training.label import app, label
 from training.labels import KeypointLabels, LabelStore
 from training.labels.detectors import load_detector
@@ -249,6 +250,15 @@ def test_features_of_an_extractor_in_pixels_of_the_photograph(photos, tmp_path):
     np.testing.assert_allclose(entry.keypoints[entry.octaves == 1], expected, atol=1)
     again = run("features", photos, tmp_path / "store", "--extractor", "sift", "--count", 60, "--octaves", 2)
     assert "0 photographs written" in again.output
+
+
+def test_scores_that_are_no_probabilities_are_refused(photos, tmp_path):
+    result = run("features", photos, tmp_path / "store", "--extractor", "test_label:large_scores")
+    assert result.exit_code == 1 and "scores reach 30, expected to be in [0, 1]" in result.output
+
+
+def large_scores():
+    return lambda image: Features(np.zeros((1, 2)), np.array([30.0]), np.ones((1, 4)), image.shape[1::-1])
 
 
 def test_an_extractor_that_is_not_there_is_named(photos, tmp_path):

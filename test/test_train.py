@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import nn
+from typer.testing import CliRunner
 
 from samfeat_core.models import build_network
 from samfeat_core.weights import load_network
 from training.config import OptimizerConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask, FeatureTaskConfig, LossWeights, carry
+from training.label import app as label
 from training.pairs import PairBatch, pixel_grid
 from training.trainer import Trainer
 
@@ -71,6 +73,16 @@ def test_a_run_writes_weights_that_load_and_resumes_to_the_same_result(config, t
     assert [json.loads(line)["step"] for line in lines] == [3, 6]
 
 
+def test_a_run_imitates_the_features_in_a_store(config, photos, tmp_path):
+    store = str(tmp_path / "features")
+    made = CliRunner().invoke(label, ["features", str(photos), store, "--extractor", "sift", "--count", "100"])
+    assert made.exit_code == 0, made.output
+    changes = (f"data.features={store}", "losses.score=1", "losses.relation=1", "steps=3")
+    result = run_training(config, tmp_path / "run", *(part for change in changes for part in ("--set", change)))
+    assert result.returncode == 0, result.stderr
+    assert "score=" in result.stderr and "relation=" in result.stderr  # the progress bar shows the losses
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_network(config, tmp_path):
     result = run_training(config, tmp_path / "two", processes=2)
@@ -97,8 +109,6 @@ def test_two_processes_train_one_network(config, tmp_path):
     ],
 )
 def test_bad_configurations_get_one_line_that_names_the_key(config, tmp_path, change, text):
-    from typer.testing import CliRunner
-
     from training.train import app
 
     tree = yaml.safe_load(config.read_text())

@@ -114,9 +114,9 @@ def bootstrap_detector(
 def find_extractor(name: str, count: int, device: str) -> Extractor:
     """The extractor of an option. StoreError: there is none of that name, or its weights cannot be loaded."""
     try:
-        return resolve(name, count, device)
+        return resolve(name, count, device, engine="eager")  # photographs come in many sizes: nothing to compile for
     except (ValueError, SamfeatError) as error:
-        raise StoreError(f"extractor {name!r}: {error}") from None
+        raise StoreError(str(error)) from None
 
 
 def label(

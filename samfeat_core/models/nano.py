@@ -1,10 +1,9 @@
 """samfeat-nano: the student for a CPU or the smallest Jetson.
 
 Nearly all the time of a feature network goes into its full- and half-resolution convolutions, so the
-first layer strides, half resolution has one thin 3x3 convolution, and capacity sits where pixels are few
+first layer strides, half resolution has a few thin 3x3 convolutions, and capacity sits where pixels are few
 (1/8 to 1/32). Scores come back to full resolution by pixel shuffle: each half-resolution position
 decides about its own four pixels, so no full-resolution convolution is needed to localise to a pixel.
-What is a corner need not be learned (`models.corners`); the score branch learns what to think of it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.models import DenseFeatures
-from samfeat_core.models.corners import Corners
 
 DISTILL_DIM = 256  # channels of the SAM image embedding
 NOISE_FLOOR = 0.02  # standard deviation (image in [0, 1]) below which contrast is not stretched further
@@ -45,12 +43,6 @@ class Residual(nn.Module):
         return x
 
 
-def begin_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return layer
-
-
 def upsample(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
@@ -68,7 +60,7 @@ class SamfeatNano(nn.Module):
     descriptor_dim = 64
     optional_tensors = ("distill.",)  # of use in training only
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96, 128), score_width: int = 8) -> None:
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96, 128), score_width: int = 16) -> None:
         super().__init__()
         w2, w4, w8, w16, w32 = widths
         dim = self.descriptor_dim
@@ -93,9 +85,10 @@ class SamfeatNano(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(score_width, score_width, 3, padding=1),
             nn.ReLU(inplace=True),
-            begin_at_zero(nn.Conv2d(score_width, 4, 3, padding=1)),  # the corner measure alone at first
+            nn.Conv2d(score_width, score_width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(score_width, 4, 3, padding=1),
         )
-        self.corners = Corners()
         self.distill = nn.Conv2d(dim, DISTILL_DIM, 1)
 
     def forward(self, image: Tensor) -> DenseFeatures:
@@ -112,8 +105,8 @@ class SamfeatNano(nn.Module):
 
         edge = self.edge(f4)
         guided = f4 * (1 + torch.sigmoid(edge))  # edge guidance of detection, as SAMFeat's c3'
-        opinion = self.score(self.score2(f2) + upsample(self.score4(guided), 2) + upsample(self.score8(context), 4))
-        score = F.pixel_shuffle(self.corners(image) + opinion, 2)
+        score = self.score(self.score2(f2) + upsample(self.score4(guided) + upsample(self.score8(context), 2), 2))
+        score = F.pixel_shuffle(score, 2)
         if self.training:
             return DenseFeatures(score, descriptors, None, edge, self.distill(context), self.describe)
         return DenseFeatures(score, descriptors, project=self.describe)

@@ -3,7 +3,7 @@
 A `training.photo_store` folder (format "samfeat example features") whose entries hold, for n keypoints of all octaves,
 
     keypoints    (n, 2) float32  x, y in pixels of the photograph
-    scores       (n,) float32    the extractor's own, in (0, 1)
+    scores       (n,) float32    the extractor's own, in [0, 1]
     octaves      (n,) uint8      o: found in the photograph reduced 2^o times
     descriptors  (n, D) float16  unit rows
     meta         JSON string     photo (file name), version (of the format), width, height, extractor
@@ -77,6 +77,7 @@ def look(image: np.ndarray, extractor: Extractor, octaves: int, long_side: int) 
 
     Raises:
         SkipPhoto: the photograph is too small.
+        StoreError: the extractor's scores are no probabilities.
     """
     height, width = image.shape[:2]
     parts: list[Features] = []
@@ -86,6 +87,8 @@ def look(image: np.ndarray, extractor: Extractor, octaves: int, long_side: int) 
             break
         reduced = image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         found = extractor(reduced)
+        if len(found) and not (found.scores.min() >= 0 and found.scores.max() <= 1):
+            raise StoreError(f"the extractor's scores reach {np.abs(found.scores).max():g}, expected to be in [0, 1]")
         ratio = np.array((width / reduced.shape[1], height / reduced.shape[0]), np.float32)
         at = (found.keypoints + 0.5) * ratio - 0.5
         parts.append(Features(at.astype(np.float32), found.scores, found.descriptors, (width, height)))

@@ -1,9 +1,9 @@
-"""Corners that both views show: the detector's standing example.
+"""Corners that both views show: what the detector begins with.
 
 A synthetic view changes less than the world does, so that texture of low contrast is found again in training and
-never on a robot. Corners rank by contrast and are located by shape; averaged over views under random homographies
-(homographic adaptation, SuperPoint section 5) and learned from disturbed images they become steadier than the operator
-itself.
+never on a robot. Corners (Shi and Tomasi 1994) rank by contrast and are located by shape; averaged over views under
+random homographies (homographic adaptation, SuperPoint section 5) and learned from disturbed images they become
+steadier than the operator itself.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfeat_core.models.corners import Corners
 from samfeat_core.models.nano import normalize_contrast
 
 from .common import full_precision
 from .matching import sample_warped
+
+DEVIATION = 0.8  # pixels, of the derivative's and of the window's Gaussian
+RADIUS = 2  # of both, in pixels
+SHARPNESS = 2.0  # logit = SHARPNESS * log(eigenvalue / USUAL)
+USUAL = 0.01  # eigenvalue worth a probability of one half, for grey values of unit deviation
+FLOOR = 1e-4  # eigenvalues below it are noise
 
 
 @full_precision
@@ -38,9 +43,25 @@ def corner_logits(image: Tensor, other: Tensor, warp: Tensor) -> Tensor:
         image, other: (B, C, H, W) the views, without photometric change.
         warp: (B, H, W, 2) from pixels of `image` to `other`, NaN where it shows nothing of them.
     """
-    corners = Corners().to(image.device)
-    first, second = (
-        F.pixel_shuffle(corners(normalize_contrast(view.mean(1, keepdim=True))), 2) for view in (image, other)
-    )
+    first, second = (corners(normalize_contrast(view.mean(1, keepdim=True))) for view in (image, other))
     seen = torch.isfinite(warp).all(-1)[:, None]
     return torch.where(seen, (first + sample_warped(second, warp)) / 2, first)
+
+
+@full_precision
+def corners(image: Tensor) -> Tensor:
+    """(B, 1, H, W) corner logits of images of unit deviation: the smaller eigenvalue of the structure tensor."""
+    span = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float32, device=image.device)
+    smooth = torch.exp(-(span**2) / (2 * DEVIATION**2))
+    smooth /= smooth.sum()
+    slope = smooth * span / (smooth * span**2).sum()
+    image = F.pad(image, (2 * RADIUS,) * 4, mode="replicate")
+    dx, dy = separable(image, slope, smooth), separable(image, smooth, slope)
+    xx, yy, xy = (separable(product, smooth, smooth) for product in (dx * dx, dy * dy, dx * dy))
+    eigenvalue = (xx + yy - torch.sqrt((xx - yy).square() + 4 * xy.square())) / 2
+    return SHARPNESS * torch.log((eigenvalue.clamp(min=0) + FLOOR) / USUAL)
+
+
+def separable(image: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
+    """Correlation of (B, 1, H, W) with two kernels, without padding."""
+    return F.conv2d(F.conv2d(image, along_x.view(1, 1, 1, -1)), along_y.view(1, 1, -1, 1))

@@ -82,7 +82,7 @@ def draw(points: Tensor, logits: Tensor, like: Tensor) -> Tensor:
 
 @full_precision
 def relation_imitation(
-    descriptors0: Tensor, descriptors1: Tensor, example: Tensor, valid: Tensor, scale: float = 20.0
+    descriptors0: Tensor, descriptors1: Tensor, example: Tensor, valid: Tensor, scale: float = 10.0
 ) -> Tensor:
     """Mean over points and both directions of KL(example | student) of which point of the other views is alike.
 
