@@ -15,7 +15,7 @@ from torch import Tensor
 from samfeat_core.models.nano import normalize_contrast
 
 from .common import full_precision
-from .matching import sample_warped
+from .matching import sample_warped, separable
 
 DEVIATION = 0.8  # pixels, of the derivative's and of the window's Gaussian
 RADIUS = 2  # of both, in pixels
@@ -60,8 +60,3 @@ def corners(image: Tensor) -> Tensor:
     xx, yy, xy = (separable(product, smooth, smooth) for product in (dx * dx, dy * dy, dx * dy))
     eigenvalue = (xx + yy - torch.sqrt((xx - yy).square() + 4 * xy.square())) / 2
     return SHARPNESS * torch.log((eigenvalue.clamp(min=0) + FLOOR) / USUAL)
-
-
-def separable(image: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
-    """Correlation of (B, 1, H, W) with two kernels, without padding."""
-    return F.conv2d(F.conv2d(image, along_x.view(1, 1, 1, -1)), along_y.view(1, 1, -1, 1))

@@ -50,7 +50,7 @@ def keypoint_map(points: Tensor, size: tuple[int, int], scores: Tensor | None = 
     Args:
         points: (B, N, 2) x, y in pixels; rows that are NaN (padding) or outside the image are left out.
         size: (H, W).
-        scores: (B, N) label values in [0, 1] for soft labels; the greater wins where two fall on one pixel.
+        scores: (B, N) values, at least 0, for soft labels; the greatest wins where several fall on one pixel.
     """
     height, width = size
     finite = points.isfinite().all(-1)

@@ -3,6 +3,13 @@
 Where its keypoints are and how sure it is of them is drawn into a map of logits that the score map follows.
 Descriptors of the two live in spaces of different dimension; what can be compared is which points resemble which:
 the relation between all points of a batch, across views and photographs (as L_dis does with SAM's embedding).
+Both losses are ours, in no paper. With s the score logits, t the drawn ones, q_i a normal distribution around point i
+over the pixels there, l_i its logit, f and g descriptors of the two views, e those of the example, c the scale:
+
+    L_score    = sum_x w(x) H(sigmoid t(x), sigmoid s(x)) / sum_x w(x), w = 0.1 + sigmoid t
+                 + sum_i sigmoid(l_i) KL(q_i | softmax s) / sum_i sigmoid(l_i)
+    L_relation = mean_i ( KL(softmax_j c e_i.e_j | softmax_j c f_i.g_j)
+                        + KL(softmax_j c e_i.e_j | softmax_j c g_i.f_j) ) / 2
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .common import full_precision, mean_over_images
+from .detection import keypoint_map
 
 FLOOR = -5.0  # logit where there is no keypoint
 DEVIATION = 0.7  # pixels; a keypoint's logits fall off as those of a normal distribution over positions
@@ -43,9 +51,10 @@ def location(score: Tensor, points: Tensor, weight: Tensor) -> Tensor:
     """
     height, width = score.shape[-2:]
     pixel, apart = around(points)
-    inside = (pixel >= 0).all(-1) & (pixel[..., 0] < width) & (pixel[..., 1] < height)
+    x, y = pixel.long().unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     whole = inside.all(-1) & (weight > 0)
-    index = torch.where(whole[..., None], pixel[..., 1] * width + pixel[..., 0], 0)
+    index = torch.where(whole[..., None], y * width + x, 0)
     own = score.flatten(1).gather(1, index.flatten(1)).view(index.shape).log_softmax(-1)
     target = (-apart / (2 * DEVIATION**2)).log_softmax(-1)
     divergence = (target.exp() * (target - own)).sum(-1)
@@ -54,12 +63,15 @@ def location(score: Tensor, points: Tensor, weight: Tensor) -> Tensor:
 
 
 def around(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels (B, N, P, 2) of the square around each point (B, N, 2), and their squared distances (B, N, P) to it."""
+    """Pixels (B, N, P, 2) of the square around each point (B, N, 2), and their squared distances (B, N, P) to it.
+
+    Those of a point that is NaN are outside any image.
+    """
     span = torch.arange(-RADIUS, RADIUS + 1, device=points.device, dtype=points.dtype)
     offsets = torch.stack(torch.meshgrid(span, span, indexing="xy"), -1).view(1, 1, -1, 2)
     centre = points.nan_to_num(-1e4)[:, :, None]
     pixel = centre.round() + offsets
-    return pixel.long(), (pixel - centre).square().sum(-1)
+    return pixel, (pixel - centre).square().sum(-1)
 
 
 @torch.no_grad()
@@ -68,16 +80,9 @@ def draw(points: Tensor, logits: Tensor, like: Tensor) -> Tensor:
 
     The softmax expectation around a keypoint is then its exact position, which lies between the pixels.
     """
-    batch, _, height, width = like.shape
     pixel, apart = around(points)
-    value = logits[..., None] - apart / (2 * DEVIATION**2)
-    x, y = pixel.unbind(-1)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    # One spare cell at the end takes what lies outside.
-    index = torch.where(inside, y * width + x, height * width).flatten(1)
-    flat = torch.full((batch, height * width + 1), FLOOR, device=points.device)
-    flat = flat.scatter_reduce(1, index, value.flatten(1).float(), "amax")
-    return flat[:, :-1].view(batch, 1, height, width)
+    above = logits[..., None] - apart / (2 * DEVIATION**2) - FLOOR
+    return FLOOR + keypoint_map(pixel.flatten(1, 2), (like.shape[-2], like.shape[-1]), above.flatten(1))
 
 
 @full_precision

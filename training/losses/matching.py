@@ -74,8 +74,13 @@ def proximity(probability: Tensor, deviation: float) -> Tensor:
     radius = int(3 * deviation + 0.5)
     span = torch.arange(-radius, radius + 1, device=probability.device, dtype=probability.dtype)
     kernel = torch.exp(-(span**2) / (2 * deviation**2))
-    rows = F.conv2d(probability, kernel.view(1, 1, 1, -1), padding=(0, radius))
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1), padding=(radius, 0))
+    return separable(probability, kernel, kernel, padding=radius)
+
+
+def separable(plane: Tensor, along_x: Tensor, along_y: Tensor, padding: int = 0) -> Tensor:
+    """Correlation of (B, 1, H, W) with a kernel along x and one along y; zeros around it where it is padded."""
+    rows = F.conv2d(plane, along_x.view(1, 1, 1, -1), padding=(0, padding))
+    return F.conv2d(rows, along_y.view(1, 1, -1, 1), padding=(padding, 0))
 
 
 def sample_warped(plane: Tensor, warp: Tensor) -> Tensor:

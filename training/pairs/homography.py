@@ -70,7 +70,8 @@ class HomographyPairs:
         warp10 = project(between, self.grid)
         warp01 = project(torch.linalg.inv(between), self.grid)
         coordinates = torch.stack([project(view, self.grid) for view in views])  # (2, B, H, W, 2)
-        images = torch.stack([self._render(photos, coordinates[side]) for side in (0, 1)])
+        widths = pixel_widths(coordinates).tolist()
+        images = torch.stack([self._render(photos, coordinates[side], widths[side]) for side in (0, 1)])
         inside = self._inside(coordinates, sizes.to(self.device))
         warp01 = self._valid_only(warp01, inside[0], inside[1])
         warp10 = self._valid_only(warp10, inside[1], inside[0])
@@ -78,7 +79,7 @@ class HomographyPairs:
         batch.has_teacher = batch.has_teacher.to(self.device)
         self._add_teacher(batch, photos, coordinates[0], inside[0])
         if self.photos.exemplified:
-            self._add_examples(batch, photos, views, coordinates)
+            self._add_examples(batch, photos, views, [max(both) for both in zip(*widths)])
         return batch
 
     def state(self) -> list[int]:
@@ -96,9 +97,7 @@ class HomographyPairs:
         scale = fit * uniform(count, self.config.min_crop, 1.0)
         room = (sizes - scale[:, None] * view).clamp(min=0)
         corner = torch.rand(count, 2) * room
-        mirror = torch.rand(count) < 0.5
-        if self.photos.exemplified:
-            mirror &= False  # the example did not see the mirrored photograph
+        mirror = (torch.rand(count) < 0.5) & (not self.photos.exemplified)  # the example saw no mirrored photograph
         matrix = torch.zeros(count, 3, 3)
         matrix[:, 0, 0] = torch.where(mirror, -scale, scale)
         matrix[:, 1, 1] = scale
@@ -127,11 +126,11 @@ class HomographyPairs:
         shift[0, :2, 2], shift[1, :2, 2] = centre, -centre
         return shift[0] @ matrix @ shift[1]
 
-    def _render(self, photos: list[Photo], coordinates: Tensor) -> Tensor:
-        """(B, C, H, W) views sampled at photograph coordinates, from the pyramid level of their scale."""
+    def _render(self, photos: list[Photo], coordinates: Tensor, widths: list[float]) -> Tensor:
+        """(B, C, H, W) views sampled at photograph coordinates, from the pyramid level of their pixels' width."""
         views = []
-        for photo, at in zip(photos, coordinates):
-            level = photo.level(pixel_width(at))
+        for photo, at, width in zip(photos, coordinates, widths):
+            level = photo.level(width)
             image = photo.levels[level][None].to(self.device).float() / 255
             # A pixel of a level covers a square of the photograph's: its centre is theirs.
             views.append(sample_at(image, (at[None] + 0.5) / 2**level - 0.5, "bilinear"))
@@ -139,13 +138,11 @@ class HomographyPairs:
 
     def _inside(self, coordinates: Tensor, sizes: Tensor) -> Tensor:
         """(2, B, H, W) bool: the view's pixel lies on the photograph."""
-        limit = sizes[:, None, None] - 1
-        return ((coordinates >= 0) & (coordinates <= limit)).all(-1)
+        return within(coordinates, sizes[:, None, None] - 1)
 
     def _valid_only(self, warp: Tensor, inside: Tensor, inside_other: Tensor) -> Tensor:
         """NaN where the pixel or its counterpart is outside the view or the photograph."""
-        limit = self.grid[-1, -1]
-        visible = ((warp >= 0) & (warp <= limit)).all(-1) & inside
+        visible = within(warp, self.grid[-1, -1]) & inside
         nearest = warp.masked_fill(~visible[..., None], 0).round().long()
         flat = nearest[..., 1] * self.width + nearest[..., 0]
         visible &= inside_other.flatten(1).gather(1, flat.flatten(1)).view_as(visible)
@@ -163,8 +160,8 @@ class HomographyPairs:
         if self.photos.labelled:
             batch.keypoints0 = torch.stack([self._keypoint_map(p, a, i) for p, a, i in zip(photos, at, inside)])
 
-    def _add_examples(self, batch: PairBatch, photos: list[Photo], views: Tensor, coordinates: Tensor) -> None:
-        """The example's features at the resolution of the coarser view, so that both views are told the same."""
+    def _add_examples(self, batch: PairBatch, photos: list[Photo], views: Tensor, widths: list[float]) -> None:
+        """The example's features, both views told the same: those for the coarser one's pixel width."""
         count = len(photos)
         nowhere = torch.full((count, EXAMPLES, 2), float("nan"), device=self.device)
         batch.example0, batch.example1 = nowhere, nowhere.clone()
@@ -172,8 +169,8 @@ class HomographyPairs:
         dimension = next(photo.examples[0].descriptors.shape[1] for photo in self.photos.photos if photo.examples)
         batch.example_descriptors = torch.zeros(count, EXAMPLES, dimension, device=self.device)
         into_views = torch.linalg.inv(views)
-        for index, photo in enumerate(photos):
-            example = photo.example(max(pixel_width(at) for at in coordinates[:, index]))
+        for index, (photo, width) in enumerate(zip(photos, widths)):
+            example = photo.example(width)
             if example is None:
                 continue
             n = min(len(example.points), EXAMPLES)
@@ -184,8 +181,7 @@ class HomographyPairs:
 
     def _shown(self, points: Tensor) -> Tensor:
         """Positions (n, 2), NaN where they are outside the view."""
-        inside = ((points >= 0) & (points <= self.grid[-1, -1])).all(-1, keepdim=True)
-        return points.masked_fill(~inside, float("nan"))
+        return points.masked_fill(~within(points, self.grid[-1, -1])[..., None], float("nan"))
 
     def _label_maps(self, photo: Photo, at: Tensor) -> tuple[Tensor, Tensor]:
         """(H, W) int64 groups and (H, W) float32 edges at the view's pixels, of one annotator drawn anew."""
@@ -224,10 +220,15 @@ class HomographyPairs:
         return plane[None]
 
 
-def pixel_width(at: Tensor) -> float:
-    """Photograph pixels that one pixel of a view spans at its centre, from its coordinates (H, W, 2) there."""
-    row, column = at.shape[0] // 2, at.shape[1] // 2
-    return float((at[row + 1, column + 1] - at[row, column]).norm()) / math.sqrt(2)
+def pixel_widths(at: Tensor) -> Tensor:
+    """(...): photograph pixels that one pixel of a view spans at its centre, from coordinates (..., H, W, 2) there."""
+    row, column = at.shape[-3] // 2, at.shape[-2] // 2
+    return (at[..., row + 1, column + 1, :] - at[..., row, column, :]).norm(dim=-1) / math.sqrt(2)
+
+
+def within(points: Tensor, limit: Tensor) -> Tensor:
+    """(...) bool: positions (..., 2) from 0 to the limit, both included; NaN is not."""
+    return ((points >= 0) & (points <= limit)).all(-1)
 
 
 def uniform(shape: int | tuple[int, ...], low: float, high: float) -> Tensor:

@@ -150,10 +150,8 @@ class PhotoLoader:
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         if self.channels == 3:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        levels = [torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))]
-        for _ in range(2):
-            levels.append(F.avg_pool2d(levels[-1].float(), 2).round().to(torch.uint8))
-        photo = Photo(name, levels)
+        planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
+        photo = Photo(name, pyramid(planes))
         self._add_teacher(photo, path, size)
         self._add_labels(photo, path, size)
         self._add_examples(photo, path, size)
@@ -164,8 +162,7 @@ class PhotoLoader:
         if self.teacher is None or entry_name is None:
             return
         entry = self.teacher.entry(entry_name)
-        if entry.image_size != size:
-            raise SkipPhoto(f"is {size[0]}x{size[1]}, the teacher saw {entry.image_size[0]}x{entry.image_size[1]}")
+        check_size(size, entry.image_size, "the teacher")
         photo.groups = torch.from_numpy(entry.groups.astype(np.int32))
         photo.edges = torch.from_numpy(entry.edges)
         photo.embedding = None if entry.embedding is None else torch.from_numpy(entry.embedding)
@@ -174,28 +171,45 @@ class PhotoLoader:
         entry_name = self.labels.find(path) if self.labels is not None else None
         if self.labels is None or entry_name is None:
             return
-        ratio = np.array(photo.size, np.float32) / size
-        keypoints = (self.labels.labels(entry_name).keypoints + 0.5) * ratio - 0.5
-        photo.keypoints = torch.from_numpy(keypoints.astype(np.float32))
+        photo.keypoints = resized(self.labels.labels(entry_name).keypoints, size, photo.size)
 
     def _add_examples(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
         entry_name = self.features.find(path) if self.features is not None else None
         if self.features is None or entry_name is None:
             return
         entry = self.features.features(entry_name)
-        if entry.image_size != size:
-            raise SkipPhoto(f"is {size[0]}x{size[1]}, the example saw {entry.image_size[0]}x{entry.image_size[1]}")
-        points = (entry.keypoints + 0.5) * (np.array(photo.size, np.float32) / size) - 0.5
+        check_size(size, entry.image_size, "the example")
+        points = resized(entry.keypoints, size, photo.size)
         for octave in range(int(entry.octaves.max(initial=0)) + 1):
             rows = np.flatnonzero(entry.octaves == octave)
             rows = rows[np.argsort(-entry.scores[rows], kind="stable")]
             photo.examples.append(
                 Example(
-                    torch.from_numpy(points[rows].astype(np.float32)),
+                    points[rows],
                     torch.logit(torch.from_numpy(entry.scores[rows]), eps=1e-4),
                     torch.from_numpy(entry.descriptors[rows]),
                 )
             )
+
+
+def pyramid(image: Tensor) -> list[Tensor]:
+    """A photograph (C, h, w) uint8 at full, half and quarter size."""
+    levels = [image]
+    for _ in range(2):
+        levels.append(F.avg_pool2d(levels[-1].float(), 2).round().to(torch.uint8))
+    return levels
+
+
+def resized(points: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """Pixel positions (n, 2) of an image of one (width, height) in that image at another, float32."""
+    ratio = np.array(to, np.float32) / size
+    return torch.from_numpy(((points + 0.5) * ratio - 0.5).astype(np.float32))
+
+
+def check_size(size: tuple[int, int], seen: tuple[int, int], who: str) -> None:
+    """SkipPhoto: a photograph is not of the size in which somebody saw it."""
+    if seen != size:
+        raise SkipPhoto(f"is {size[0]}x{size[1]}, {who} saw {seen[0]}x{seen[1]}")
 
 
 def load_photos(
