@@ -44,7 +44,7 @@ def engine_cache(tmp_path_factory) -> str:
 
 @pytest.fixture
 def rig(weights, engine_cache, capfd):
-    """The samfeat node and a peer on real DDS; see ros_rig.py."""
+    """The samfeat node and a peer on real DDS; see ros_rig.py, which reads the log from what capfd makes of stderr."""
     pytest.importorskip("rclpy")
     from ros_rig import Rig
 
@@ -56,8 +56,7 @@ def rig(weights, engine_cache, capfd):
             "threshold": 0.0,
             "image_width": 160,
             "image_height": 120,
-        },
-        capfd,
+        }
     )
     yield rig
     rig.close()

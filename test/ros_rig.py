@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -30,6 +31,7 @@ from samfeat_ros.node import SamfeatNode
 TIMEOUT_S = 120.0
 FRAME_NS = 50_000_000
 FOCAL = 300.0
+CONSOLE = Path("/proc/self/fd/2")
 
 
 class Spinner:
@@ -64,14 +66,11 @@ class Rig:
 
     Args:
         defaults: parameters that every samfeat node of this rig gets.
-        capfd: pytest's capture, in which the nodes' log lines are found.
     """
 
-    def __init__(self, defaults: dict[str, Any], capfd: Any) -> None:
+    def __init__(self, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
         self.clients: dict[str, Any] = {}
-        self._capfd = capfd
-        self._log = ""
         self.spinners: list[Spinner] = []
         self.peer = self._spinner(lambda context: Node("peer", context=context)).node
 
@@ -151,9 +150,12 @@ class Rig:
 
     @property
     def log(self) -> str:
-        """Everything that was written to stderr, the console of ROS logging."""
-        self._log += self._capfd.readouterr().err
-        return self._log
+        """Everything that the test wrote to stderr, the console of ROS logging.
+
+        Read from the file that pytest's capture makes of stderr: capfd.readouterr() empties that file after reading it,
+        and loses what a thread writes in between.
+        """
+        return CONSOLE.read_text(errors="replace")
 
     def lines(self, level: str, containing: str = "") -> list[str]:
         """What the node under test logged at a level (INFO, WARN, ERROR); line breaks inside a message stay."""
