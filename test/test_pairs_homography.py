@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from training.labels import KeypointLabels, LabelStore
+from training.labels.features import ExampleFeatures, FeatureStore
+from training.labels.features import pack as features_entry
 from training.pairs import concatenate, pixel_grid
 from training.pairs.homography import HomographyConfig, HomographyPairs, project
 from training.pairs.photometric import Photometric, blur, grey, jpeg
@@ -118,18 +121,26 @@ def test_bad_photographs_are_listed_and_skipped(tmp_path):
     assert [path.name for path, _ in source.skipped] == ["bad.jpg"]
 
 
-def test_a_teacher_map_of_another_size_is_refused(tmp_path):
+@pytest.mark.parametrize("what", ["teacher", "labels", "features"])
+def test_what_was_made_of_another_size_is_refused(tmp_path, what):
     photos = tmp_path / "photos"
     photos.mkdir()
     cv2.imwrite(str(photos / "x.png"), np.zeros((40, 60, 3), np.uint8))
     cv2.imwrite(str(photos / "y.png"), np.zeros((40, 60, 3), np.uint8))
-    store = TeacherStore(tmp_path / "teacher")
+    store = {"teacher": TeacherStore, "labels": LabelStore, "features": FeatureStore}[what](tmp_path / "store")
     store.create({})
+    points, scores = np.full((1, 2), 5.0), np.ones(1)
     for name, height in (("x", 41), ("y", 40)):
-        entry = TeacherEntry(np.ones((1, height, 60), np.uint16), np.zeros((1, height, 60), bool))
-        store.write(name, entry.arrays(), entry.meta())
-    source = load_photos([photos], PhotoLoader(1, teacher=store))
-    assert [photo.has_teacher for photo in source.photos] == [True]
+        if what == "teacher":
+            entry = TeacherEntry(np.ones((1, height, 60), np.uint16), np.zeros((1, height, 60), bool))
+            store.write(name, entry.arrays(), entry.meta())
+        elif what == "labels":
+            store.put(name, KeypointLabels(points, scores, (60, height)))
+        else:
+            features = ExampleFeatures(points, scores, np.zeros(1), np.ones((1, 4)), (60, height))
+            store.write(name, *features_entry(features, "sift"))
+    source = load_photos([photos], PhotoLoader(1, **{what: store}))
+    assert [photo.name for photo in source.photos] == ["y"]
     assert "60x40" in source.skipped[0][1] and "60x41" in source.skipped[0][1]
 
 

@@ -18,7 +18,8 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -208,6 +209,14 @@ class PhotoStore:
             raise StoreError(f"{self.folder}: no entry for {name}") from None
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise StoreError(f"{self.path(name)}: not readable as an entry of a {self.format_name}: {error}") from error
+
+    @contextmanager
+    def parsing(self, name: str) -> Iterator[None]:
+        """Within it, an entry that lacks something or holds something else becomes a StoreError that names the file."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise StoreError(f"{self.path(name)}: not an entry of a {self.format_name} store: {error!r}") from error
 
     @property
     def _manifest(self) -> Path:

@@ -49,12 +49,10 @@ class FeatureStore(PhotoStore):
             StoreError: no such entry, or not readable.
         """
         arrays, meta = self.read(name)
-        try:
+        with self.parsing(name):
             size = int(meta["width"]), int(meta["height"])  # type: ignore[call-overload]
             keypoints, scores = arrays["keypoints"], arrays["scores"]
             return ExampleFeatures(keypoints, scores, arrays["octaves"], arrays["descriptors"], size)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path(name)}: not an entry of a {FORMAT} store: {error!r}") from error
 
 
 def pack(features: ExampleFeatures, extractor: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:

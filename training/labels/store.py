@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.photo_store import PhotoStore, StoreError
+from training.photo_store import PhotoStore
 
 FORMAT = "samfeat keypoint labels"
 
@@ -51,11 +51,9 @@ class LabelStore(PhotoStore):
             StoreError: no such entry, or not readable.
         """
         arrays, meta = self.read(name)
-        try:
+        with self.parsing(name):
             size = int(meta["width"]), int(meta["height"])  # type: ignore[call-overload]
             return KeypointLabels(arrays["keypoints"], arrays["scores"], size, str(meta["base"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path(name)}: not an entry of a {FORMAT} store: {error!r}") from error
 
 
 def pack(labels: KeypointLabels) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -171,7 +171,9 @@ class PhotoLoader:
         entry_name = self.labels.find(path) if self.labels is not None else None
         if self.labels is None or entry_name is None:
             return
-        photo.keypoints = resized(self.labels.labels(entry_name).keypoints, size, photo.size)
+        entry = self.labels.labels(entry_name)
+        check_size(size, entry.image_size, "the labeller")
+        photo.keypoints = resized(entry.keypoints, size, photo.size)
 
     def _add_examples(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
         entry_name = self.features.find(path) if self.features is not None else None

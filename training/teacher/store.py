@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.photo_store import PhotoStore, StoreError
+from training.photo_store import PhotoStore
 
 FORMAT = "samfeat teacher"
 
@@ -71,13 +71,11 @@ class TeacherStore(PhotoStore):
         """
         keys = ("groups", "edges", "embedding") if embedding else ("groups", "edges")
         arrays, meta = self.read(name, *keys)
-        try:
+        with self.parsing(name):
             groups = arrays["groups"]
             edges = np.unpackbits(arrays["edges"], axis=-1, count=groups.shape[2]).astype(bool)
             sources = tuple(str(source) for source in meta["sources"])  # type: ignore[attr-defined]
             return TeacherEntry(groups, edges, arrays.get("embedding"), str(meta["teacher"]), sources)
-        except (KeyError, IndexError, ValueError) as error:
-            raise StoreError(f"{self.path(name)}: not an entry of a {FORMAT} store: {error!r}") from error
 
 
 def borders(labels: np.ndarray) -> np.ndarray:
