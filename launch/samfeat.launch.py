@@ -21,7 +21,7 @@ ARGUMENTS = {
     "image_transport": ("", "raw or compressed; empty: from params_file."),
     "model": ("", "Network: samfeat-nano, samfeat or scfeat; empty: from params_file."),
     "device": ("", "auto, cpu or cuda; empty: from params_file."),
-    "engine": ("", "auto, eager, compile, tensorrt or openvino; empty: from params_file."),
+    "engine": ("", "auto, eager, compile, tensorrt, openvino or openvino_bf16; empty: from params_file."),
     "params_file": (str(SHARE / "config" / "samfeat.yaml"), "YAML file with the node's parameters."),
     "namespace": ("", "Namespace of the node."),
     "use_sim_time": ("false", "Take the time from /clock."),

@@ -13,6 +13,8 @@ from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 
+ON_CPU = ("openvino", "openvino_bf16")  # engines that run nowhere else
+
 # When a parameter may change: at start only, while the node is unconfigured, or at any time.
 START, CONFIGURE, LIVE = "start", "configure", "live"
 
@@ -42,8 +44,9 @@ class Parameters:
     device: str = _entry("auto", "auto takes CUDA where it works, else the CPU.", choices=("auto", "cpu", "cuda"))
     engine: str = _entry(
         "auto",
-        "Inference engine; auto takes the fastest that works here and says why.",
-        choices=("auto", "eager", "compile", "tensorrt", "openvino"),
+        "Inference engine; auto takes the fastest exact one that works here and says why. openvino_bf16 is faster on a "
+        "CPU with bfloat16, and finds nearly the same.",
+        choices=("auto", "eager", "compile", "tensorrt", "openvino", "openvino_bf16"),
     )
     require_cuda: bool = _entry(False, "Refuse to configure without a CUDA device, instead of falling back to the CPU.")
     cache_dir: str = _entry("", "Folder for built engines; empty = the user's cache folder.")
@@ -120,12 +123,12 @@ class Parameters:
             _check(field, getattr(self, field.name))
         if not self.model:
             raise ParameterError("model is empty, expected samfeat-nano, samfeat or scfeat")
-        if self.require_cuda and (self.device == "cpu" or self.engine == "openvino"):
+        if self.require_cuda and (self.device == "cpu" or self.engine in ON_CPU):
             raise ParameterError(f"require_cuda contradicts device {self.device!r} with engine {self.engine!r}")
         if self.device == "cpu" and self.engine in ("compile", "tensorrt"):
             raise ParameterError(f"engine {self.engine!r} needs a CUDA device, but device is 'cpu'")
-        if self.device == "cuda" and self.engine == "openvino":
-            raise ParameterError(f"engine 'openvino' runs on the CPU, but device is {self.device!r}")
+        if self.device == "cuda" and self.engine in ON_CPU:
+            raise ParameterError(f"engine {self.engine!r} runs on the CPU, but device is {self.device!r}")
         if 0 < self.resize < max(32, 2 * self.border + 1):
             raise ParameterError(f"resize is {self.resize}, expected 0 or at least 32 and more than two borders")
         return self

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from samfeat_core import EngineError, FeatureExtractor, WeightsError
+from samfeat_core.engines import candidates
 from samfeat_core.models import build_network
 
 
@@ -79,6 +80,41 @@ def test_engines_agree_with_eager(weights, tmp_path, engine):
     assert len(reference) == len(features) == 1024
     near, cosine = agreement(reference, features)
     assert near >= 0.99 and cosine >= 0.999
+
+
+def test_bfloat16_finds_nearly_the_same_where_the_cpu_has_it(weights, tmp_path):
+    lines = []
+    image = scene(480, 640)
+    reference = make(weights, tmp_path, engine="openvino")(image)
+    half = make(weights, tmp_path, engine="openvino_bf16", log=lambda level, text: lines.append((level, text)))
+    features = half(image)
+    near, cosine = agreement(reference, features)
+    if half.engine_name == "openvino_bf16":
+        assert 0.7 < near < 1 and cosine > 0.98 and not lines
+    else:  # a CPU without: said once, and the exact engine instead
+        assert near == 1 and [level for level, _ in lines] == ["error"] and "no bfloat16" in lines[0][1]
+
+
+def test_a_cpu_without_bfloat16_falls_back_to_the_exact_engine(weights, tmp_path, monkeypatch):
+    from samfeat_core.engines import openvino
+
+    class Core:
+        def get_property(self, *_):
+            return ["FP32"]
+
+    lines = []
+    half = make(weights, tmp_path, engine="openvino_bf16", log=lambda level, text: lines.append((level, text)))
+    core = openvino.ov.Core
+    monkeypatch.setattr(openvino.ov, "Core", lambda: Core() if not lines else core())
+    half.prepare(64, 64)
+    assert half.engine_name == "openvino"
+    assert [level for level, _ in lines] == ["error"] and "no bfloat16 instructions" in lines[0][1]
+
+
+def test_auto_takes_exact_engines_only():
+    assert candidates("auto", "cpu")[0][0] == "openvino"
+    assert "openvino_bf16" not in candidates("auto", "cpu")[0] + candidates("eager", "cpu")[0]
+    assert candidates("openvino_bf16", "cpu")[0][:2] == ["openvino_bf16", "openvino"]
 
 
 def test_a_kept_engine_starts_without_torch(weights, tmp_path):

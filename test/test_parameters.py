@@ -49,6 +49,7 @@ def test_the_yaml_file_holds_the_defaults():
         ({"model": ""}, "model is empty"),
         ({"device": "cpu", "engine": "tensorrt"}, "needs a CUDA device"),
         ({"device": "cuda", "engine": "openvino"}, "runs on the CPU"),
+        ({"device": "cuda", "engine": "openvino_bf16"}, "runs on the CPU"),
         ({"device": "cpu", "require_cuda": True}, "require_cuda contradicts"),
         ({"resize": 8}, "resize is 8, expected 0 or at least 32"),
     ],

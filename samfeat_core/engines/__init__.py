@@ -23,8 +23,16 @@ RawFeatures = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Log = Callable[[str, str], None]
 
 # In order of preference on each device. Module of each engine: samfeat_core.engines.<name>.
-BY_DEVICE = {"cuda": ("tensorrt", "compile", "eager"), "cpu": ("openvino", "eager", "compile")}
-NEEDS = {"tensorrt": "torch_tensorrt", "compile": "torch", "openvino": "openvino", "eager": "torch"}
+BY_DEVICE = {"cuda": ("tensorrt", "compile", "eager"), "cpu": ("openvino", "eager", "compile", "openvino_bf16")}
+NEEDS = {
+    "tensorrt": "torch_tensorrt",
+    "compile": "torch",
+    "openvino": "openvino",
+    "openvino_bf16": "openvino",
+    "eager": "torch",
+}
+# Not as near to eager as engines promise: only where asked for.
+INEXACT = ("openvino_bf16",)
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,8 @@ def candidates(engine: str, device: str) -> tuple[list[str], list[str]]:
             raise ValueError(f"engine is {engine!r}, expected auto, {', '.join(NEEDS)}")
         if engine not in known:
             raise ValueError(f"engine {engine} does not run on {device}, expected auto, {', '.join(known)}")
-        return [engine, *(name for name in known if name != engine)], []
+        return [engine, *(name for name in known if name != engine and name not in INEXACT)], []
+    known = tuple(name for name in known if name not in INEXACT)
     missing = [name for name in known if find_spec(NEEDS[name]) is None]
     return [name for name in known if name not in missing], [f"{n}: {NEEDS[n]} is not installed" for n in missing]
 

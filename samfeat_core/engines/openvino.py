@@ -16,7 +16,7 @@ from samfeat_core.errors import EngineError, SamfeatError
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov  # noqa: E402
 
-# Full precision: bfloat16, the default on CPUs that have it, moves keypoints by more than the tolerance.
+# Said outright: bfloat16, OpenVINO's default on CPUs that have it, changes more than the tolerance; see openvino_bf16.
 PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -24,9 +24,10 @@ class OpenVinoEngine:
     """Runs the compiled graph; one request, reused."""
 
     name = "openvino"
+    properties = PROPERTIES
 
     def __init__(self, model: ov.Model) -> None:
-        self.request = ov.Core().compile_model(model, "CPU", PROPERTIES).create_infer_request()
+        self.request = ov.Core().compile_model(model, "CPU", self.properties).create_infer_request()
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
         self.request.infer([image[None], mask[None, None]], share_inputs=True)
@@ -34,7 +35,7 @@ class OpenVinoEngine:
         return keypoints, scores, descriptors, weights
 
 
-def build(job: Job) -> OpenVinoEngine:
+def build(job: Job, engine: type[OpenVinoEngine] = OpenVinoEngine) -> OpenVinoEngine:
     """From the cache, or converted and put there.
 
     Raises:
@@ -44,12 +45,12 @@ def build(job: Job) -> OpenVinoEngine:
     try:
         if path.is_file():
             try:
-                return OpenVinoEngine(ov.Core().read_model(path))
+                return engine(ov.Core().read_model(path))
             except RuntimeError:
                 path.unlink(missing_ok=True)  # damaged: convert anew
         model = convert(job)
         keep(model, path)
-        return OpenVinoEngine(model)
+        return engine(model)
     except SamfeatError:
         raise
     except Exception as error:  # the runtime and the tracer leak many types
