@@ -110,6 +110,38 @@ def test_expected_repeatability_follows_the_warp_and_its_gradient_is_finite():
     assert score0.grad.isfinite().all()
 
 
+def test_expected_reward_equals_loops_over_pairs():
+    similarity = 5 * torch.randn(2, 4, 6, generator=generator(), dtype=torch.float64)
+    right, known = (torch.rand(2, 4, 6, generator=generator(seed)) < share for seed, share in ((1, 0.2), (2, 0.8)))
+    total = 0.0
+    for table, rights, knowns in zip(similarity, right, known):
+        for i, j in knowns.nonzero().tolist():
+            there = math.exp(table[i, j]) / sum(math.exp(other) for other in table[i])
+            back = math.exp(table[i, j]) / sum(math.exp(other) for other in table[:, j])
+            total -= there * back * (1 if rights[i, j] else -0.5) / 4
+    assert float(matching.expected_reward(similarity, right, known, 0.5)) == pytest.approx(total / 2)
+    similarity.requires_grad_()
+    assert torch.autograd.gradcheck(lambda table: matching.expected_reward(table, right, known, 0.5), similarity)
+
+
+def test_expected_reward_counts_mutual_nearest_neighbours_when_sure():
+    similarity = torch.randn(1, 40, 50, generator=generator())
+    right = torch.rand(1, 40, 50, generator=generator(1)) < 0.3
+    mutual = (similarity == similarity.amax(1, keepdim=True)) & (similarity == similarity.amax(2, keepdim=True))
+    loss = matching.expected_reward(1e4 * similarity, right, torch.ones_like(right), 2.0)
+    assert float(loss) == pytest.approx(-float((mutual & right).sum() - 2 * (mutual & ~right).sum()) / 40, abs=1e-4)
+
+
+def test_expected_reward_leaves_out_pairs_of_which_nothing_is_known():
+    similarity = torch.zeros(2, 3, 3, requires_grad=True)
+    known = torch.zeros(2, 3, 3, dtype=torch.bool)
+    known[0, 0] = True
+    loss = matching.expected_reward(similarity, torch.ones_like(known), known)
+    loss.backward()
+    assert float(loss) == pytest.approx(-1 / 9) and similarity.grad.isfinite().all()  # 3 pairs of 1/9, 3 keypoints
+    assert similarity.grad[1].abs().max() == 0
+
+
 def test_matchability_rewards_what_is_found_and_matched():
     logits = torch.zeros(1, 4, requires_grad=True)
     distance = torch.tensor([[0.0, 0.0, 50.0, 0.0]])

@@ -1,8 +1,13 @@
 """samfeat-nano: its contract, and what it is invariant to."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
+from samfeat_core import match_mutual
+from samfeat_core.detection import sample
 from samfeat_core.models import MODELS, DenseFeatures, build_network
 from samfeat_core.models.nano import normalize_contrast
 
@@ -29,12 +34,41 @@ def test_maps_have_the_shapes_of_the_contract(nano):
 
 
 @torch.no_grad()
-def test_projecting_samples_is_sampling_the_projected_map(nano):
+def test_a_descriptor_is_which_point_it_is_and_how_sure_the_detector_is(nano):
     dense, points = nano(torch.rand(2, 1, 64, 96)), torch.rand(2, 50, 2) * 60
+    rows, which = dense.describe(points, (96, 64)), dense.identify(points, (96, 64))
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(2, 50))
     everywhere = dense.project(dense.descriptors.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    expected = DenseFeatures(dense.score, everywhere).describe(points, (96, 64))
-    torch.testing.assert_close(dense.describe(points, (96, 64)), expected)
-    torch.testing.assert_close(expected.norm(dim=-1), torch.ones(2, 50))
+    sampled = torch.nn.functional.normalize(sample(everywhere, points, (96, 64)), dim=-1)
+    torch.testing.assert_close(which, sampled)  # the projection commutes with sampling
+    odds = torch.special.expit(sample(dense.score, points, (96, 64)))
+    odds = odds / (1 - odds)
+    offset, power = dense.strength
+    expected = torch.cat((which, math.exp(offset) * odds**power), -1)
+    torch.testing.assert_close(rows, expected / expected.norm(dim=-1, keepdim=True))
+
+
+def test_strong_points_keep_weak_ones_from_wrong_mutual_matches():
+    """300 points that both views show, and 700 in each that the other does not, of random direction."""
+    torch.manual_seed(1)
+    which = torch.randn(1700, 63)
+    views = [torch.cat((which[:300], which[a:b])) for a, b in ((300, 1000), (1000, 1700))]
+    grid = torch.stack(torch.meshgrid(torch.arange(40), torch.arange(25), indexing="xy"), -1).reshape(1, -1, 2)
+
+    def describe(view: torch.Tensor, logits: torch.Tensor) -> np.ndarray:
+        rows = (view + 0.5 * torch.randn(1000, 63)).T.reshape(1, 63, 25, 40)
+        dense = DenseFeatures(logits.reshape(1, 1, 25, 40), rows, strength=(0.3, 0.3))
+        return dense.describe(grid.float(), (40, 25))[0].numpy()
+
+    def matches(sure: float, unsure: float) -> tuple[int, int]:
+        logits = torch.where(torch.arange(1000) < 300, sure, unsure)
+        index0, index1, _ = match_mutual(*(describe(view, logits) for view in views))
+        return int((index0 == index1).sum()), len(index0)
+
+    right, count = matches(-1.0, -1.0)
+    right_told, count_told = matches(0.5, -2.0)
+    assert right_told >= 0.98 * right > 250
+    assert count_told - right_told < 0.8 * (count - right)
 
 
 @torch.no_grad()

@@ -213,7 +213,10 @@ def synthetic_batch(count=2, size=64):
 
 @pytest.mark.parametrize(
     "name",
-    ["dis", "wsc", "edge", "det", "des", "match", "repeat", "matchable", "reproject", "corner", "score", "relation"],
+    [
+        *("dis", "wsc", "edge", "det", "des", "match", "reward"),
+        *("repeat", "matchable", "reproject", "corner", "score", "relation"),
+    ],
 )
 def test_every_loss_has_a_switch_and_a_finite_gradient(name):
     off = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
@@ -231,7 +234,7 @@ def test_a_batch_without_teacher_trains_the_geometric_losses_only():
     batch.has_teacher[:] = False
     everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0))
     losses = FeatureTask(build_network("samfeat-nano"), FeatureTaskConfig(points=32), everything)(batch, 10_000)
-    assert set(losses) == {"match", "des", "corner", "repeat", "matchable", "reproject"}
+    assert set(losses) == {"match", "reward", "des", "corner", "repeat", "matchable", "reproject"}
 
 
 def test_carry_follows_an_affine_warp_to_a_fraction_of_a_pixel():

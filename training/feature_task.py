@@ -24,6 +24,8 @@ from training.losses.imitation import relation_imitation, score_imitation
 from training.pairs import PairBatch
 from training.pairs.photometric import Photometric
 
+CLOSE = 3.0  # pixels between a peak and where it belongs, up to which it is the same point
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -31,7 +33,7 @@ class LossWeights:
 
     Attributes:
         dis, wsc, edge, det, des: SAMFeat's five (section 3 of the paper).
-        match, repeat, matchable, reproject: see `training.losses.matching`.
+        match, reward, repeat, matchable, reproject: see `training.losses.matching`.
         corner: structure-tensor corners that both views show (`training.losses.corner`).
         score, relation: another extractor's keypoints and descriptors as an example (`training.losses.imitation`).
     """
@@ -42,6 +44,7 @@ class LossWeights:
     det: float = 0.0
     des: float = 0.0
     match: float = 1.0
+    reward: float = 0.0
     repeat: float = 1.0
     matchable: float = 0.3
     reproject: float = 0.2
@@ -57,6 +60,7 @@ class FeatureTaskConfig:
     Attributes:
         points: correspondences per image for the descriptor losses, seven of eight at detected peaks.
         scale: factor on cosine similarities before the softmax of `match`.
+        reward_scale, penalty: the same for `reward`, nearer to a hard decision; and how bad a wrong match is there.
         corner_steps: steps during which corners alone teach the detector, before `repeat` and the others on peaks.
         nms_radius: of the peaks.
         cell, deviation: pixels; cells of `repeat`, and how far apart two picks may be to count as one.
@@ -66,6 +70,8 @@ class FeatureTaskConfig:
 
     points: int = 512
     scale: float = 20.0
+    reward_scale: float = 50.0
+    penalty: float = 1.5
     corner_steps: int = 500
     nms_radius: int = 2
     cell: int = 4
@@ -104,8 +110,8 @@ class FeatureTask(nn.Module):
         size = (batch.image0.shape[-1], batch.image0.shape[-2])
         points0, valid = self.choose_points(first.score.detach().float(), batch.valid01)
         points1 = matching.gather_pixels(batch.warp01, points0).nan_to_num(0)
-        descriptors0, attention0 = describe(first, points0, size)
-        descriptors1, attention1 = describe(second, points1, size)
+        descriptors0, attention0 = identify(first, points0, size)
+        descriptors1, attention1 = identify(second, points1, size)
         losses = {}
         if weights.match:
             losses["match"] = matching.dual_softmax(
@@ -131,7 +137,7 @@ class FeatureTask(nn.Module):
         size = (batch.image1.shape[-1], batch.image1.shape[-2])
         interior = torch.ones_like(batch.valid10)
         peaks, _ = detect(second.score.detach().float(), interior, self.config.points // 2, self.config.nms_radius)
-        return describe(second, peaks, size)[0], peaks
+        return identify(second, peaks, size)[0], peaks
 
     def teacher_losses(self, first: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
         """`dis` and `edge` of the first views that a teacher has seen, `det` of those that are labelled."""
@@ -178,8 +184,8 @@ class FeatureTask(nn.Module):
                 for rows in (batch.example0, batch.example1, batch.example_descriptors)
             )
             valid = shown.gather(1, chosen)
-            answer0, _ = describe(first, points0.nan_to_num(0), size)
-            answer1, _ = describe(second, points1.nan_to_num(0), size)
+            answer0, _ = identify(first, points0.nan_to_num(0), size)
+            answer1, _ = identify(second, points1.nan_to_num(0), size)
             losses["relation"] = relation_imitation(answer0, answer1, wanted, valid)
         return losses
 
@@ -211,12 +217,12 @@ class FeatureTask(nn.Module):
             losses["repeat"] = matching.expected_repeatability(
                 score0, score1, batch.warp01, batch.warp10, deviation, (offsets[0], offsets[1]), cell
             )
-        if weights.matchable or weights.reproject:
-            losses["matchable"], losses["reproject"] = self.peak_losses(first, second, batch)
+        if weights.matchable or weights.reproject or weights.reward:
+            losses |= self.peak_losses(first, second, batch)
         return losses
 
-    def peak_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Matchability and reprojection of the peaks that either view's detector finds."""
+    def peak_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
+        """Reward, matchability and reprojection of the peaks that either view's detector finds."""
         count, radius = self.config.points, self.config.nms_radius
         size = (batch.image0.shape[-1], batch.image0.shape[-2])
         score0, score1 = first.score.float(), second.score.float()
@@ -224,8 +230,8 @@ class FeatureTask(nn.Module):
         interior[..., 4:-4, 4:-4] = True
         peaks0, _ = detect(score0.detach(), interior, count, radius)
         peaks1, _ = detect(score1.detach(), interior, count, radius)
-        with torch.no_grad():
-            similarity = describe(first, peaks0, size)[0] @ describe(second, peaks1, size)[0].transpose(1, 2)
+        with torch.set_grad_enabled(self.weights.reward > 0 and torch.is_grad_enabled()):
+            similarity = first.describe(peaks0, size) @ second.describe(peaks1, size).transpose(1, 2)
         warped0 = matching.gather_pixels(batch.warp01, peaks0)
         warped1 = matching.gather_pixels(batch.warp10, peaks1)
         found0 = nearest_peak(warped0, peaks1, similarity)
@@ -238,8 +244,17 @@ class FeatureTask(nn.Module):
         refined1, _ = refine(score1, peaks1)
         carried = carry(batch.warp01, peaks0, refined0 - peaks0)
         partner = refined1.gather(1, found0.index[..., None].expand(-1, -1, 2))
-        pair = found0.visible & (found0.distance < 3) & torch.isfinite(carried.points).all(-1)
-        return matchable, matching.reprojection(carried.points.nan_to_num(0), partner, pair, carried.scale)
+        pair = found0.visible & (found0.distance < CLOSE) & torch.isfinite(carried.points).all(-1)
+        losses = {
+            "matchable": matchable,
+            "reproject": matching.reprojection(carried.points.nan_to_num(0), partner, pair, carried.scale),
+        }
+        if self.weights.reward:
+            right = near(warped0, peaks1) | near(warped1, peaks0).transpose(1, 2)
+            known = found0.visible[:, :, None] | found1.visible[:, None, :]
+            scaled = self.config.reward_scale * similarity
+            losses["reward"] = matching.expected_reward(scaled, right, known, self.config.penalty)
+        return losses
 
     @staticmethod
     def _logits(score: Tensor, peaks: Tensor) -> Tensor:
@@ -256,10 +271,10 @@ class Found:
     visible: Tensor  # (B, K) bool, has a true counterpart at all
 
 
-def describe(dense: DenseFeatures, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """Unit descriptors (B, N, D) at pixel positions (B, N, 2), and their attention weights (B, N) if there are any."""
+def identify(dense: DenseFeatures, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Unit rows that say which points are at pixels (B, N, 2), and their attention weights (B, N) if there are any."""
     attention = None if dense.weight is None else sample(dense.weight.float(), points, size)[..., 0]
-    return dense.describe(points, size), attention
+    return dense.identify(points, size), attention
 
 
 def best_shown(shown: Tensor, count: int) -> Tensor:
@@ -276,8 +291,13 @@ def nearest_peak(warped: Tensor, peaks: Tensor, similarity: Tensor) -> Found:
     mutual = back.gather(1, best) == torch.arange(best.shape[1], device=best.device)
     # A match counts as right when it is near the truth, whichever of two close peaks it took.
     chosen = peaks.gather(1, best[..., None].expand(-1, -1, 2))
-    right = mutual & ((chosen - warped.nan_to_num(-1e4)).norm(dim=-1) < 3)
+    right = mutual & ((chosen - warped.nan_to_num(-1e4)).norm(dim=-1) < CLOSE)
     return Found(distance, index, right, visible)
+
+
+def near(warped: Tensor, peaks: Tensor) -> Tensor:
+    """(B, K, L) bool: the peak (B, L, 2) is where a point of the other view (B, K, 2; NaN = no counterpart) belongs."""
+    return torch.cdist(warped.nan_to_num(-1e4), peaks) < CLOSE
 
 
 @dataclass(frozen=True)

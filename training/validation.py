@@ -7,8 +7,8 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 
-from samfeat_core.detection import detect, refine
-from training.feature_task import carry, describe
+from samfeat_core.detection import detect, refine, sample
+from training.feature_task import carry
 from training.pairs import PairBatch
 
 
@@ -54,8 +54,8 @@ class MatchingValidation:
         pixels, _ = detect(score, mask, self.keypoints, self.nms_radius)
         points, _ = refine(score, pixels)
         size = (image.shape[-1], image.shape[-2])
-        descriptors, attention = describe(dense, points, size)
-        return pixels, points, descriptors if attention is None else descriptors * attention[..., None]
+        descriptors = dense.describe(points, size)
+        return pixels, points, descriptors if dense.weight is None else descriptors * sample(dense.weight, points, size)
 
 
 def share_below(errors: Tensor, limit: float) -> float:

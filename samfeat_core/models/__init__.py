@@ -20,12 +20,14 @@ class DenseFeatures(NamedTuple):
 
     Attributes:
         score: (B, 1, H, W) keypoint logits; their sigmoid is the score.
-        descriptors: (B, C, H/s, W/s), not normalised; C = D unless there is a `project`.
+        descriptors: (B, C, H/s, W/s), not normalised; C = D unless there is a `project` or a `strength`.
         weight: (B, 1, H/s, W/s) positive descriptor weight, or None.
         edge: (B, 1, h, w) edge logits, or None where the network has no such head or does not need it.
         distill: (B, 256, H/8, W/8) feature that the teacher supervises, in training mode only.
-        project: linear layer (..., C) -> (..., D) for sampled rows of `descriptors`, or None. It commutes with bilinear
+        project: linear layer for sampled rows (..., C) of `descriptors`, or None. It commutes with bilinear
             sampling, and a thousand rows are fewer than a map.
+        strength: (offset b, power a) of a D-th coordinate that all descriptors share, e^b odds(score)^a beside the
+            unit row of the others; or None.
     """
 
     score: Tensor
@@ -34,20 +36,42 @@ class DenseFeatures(NamedTuple):
     edge: Tensor | None = None
     distill: Tensor | None = None
     project: Callable[[Tensor], Tensor] | None = None
+    strength: tuple[float, float] | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> DenseFeatures:
         """The same with every tensor changed."""
-        parts = {name: part for name, part in self._asdict().items() if part is not None and name != "project"}
+        parts = {
+            name: part
+            for name, part in self._asdict().items()
+            if part is not None and name not in ("project", "strength")
+        }
         return self._replace(**{name: change(part) for name, part in parts.items()})  # type: ignore[arg-type]
 
-    def describe(self, points: Tensor, size: tuple[int, int]) -> Tensor:
-        """Unit descriptors (B, K, D) float32 at pixel positions (B, K, 2) of the (width, height) image."""
+    def identify(self, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """Unit rows (B, K, .) float32 that say which points are at pixels (B, K, 2) of the (width, height) image."""
         from torch.nn.functional import normalize
 
         from samfeat_core.detection import sample
 
         rows = sample(self.descriptors.float(), points, size)
         return normalize(rows if self.project is None else self.project(rows), dim=-1)
+
+    def describe(self, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """Unit descriptors (B, K, D) float32 at pixels (B, K, 2) of the (width, height) image.
+
+        With a `strength`, sure keypoints attract what has no counterpart: such points then agree on one nearest
+        neighbour, which has a better one itself, instead of each finding a mutual one that is wrong.
+        """
+        import torch
+
+        from samfeat_core.detection import sample
+
+        rows = self.identify(points, size)
+        if self.strength is None:
+            return rows
+        offset, power = self.strength
+        logits = sample(self.score.detach().float(), points, size)  # what a point is worth, the detector's losses say
+        return torch.nn.functional.normalize(torch.cat((rows, (offset + power * logits).exp()), -1), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,7 @@ class ModelSpec:
 MODELS = {
     spec.name: spec
     for spec in (
-        ModelSpec("samfeat-nano", "samfeat_core.models.nano:SamfeatNano", 1, 32, 64, 2, 0.005),
+        ModelSpec("samfeat-nano", "samfeat_core.models.nano:SamfeatNano", 1, 32, 64, 1, 0.005),
         ModelSpec("samfeat", "samfeat_core.models.samfeat:Samfeat", 3, 8, 128, 4, 0.5, weighted=True),
         ModelSpec("scfeat", "samfeat_core.models.scfeat:Scfeat", 3, 16, 128, 4, 0.0),
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from samfeat_core.models import DenseFeatures
 
 DISTILL_DIM = 256  # channels of the SAM image embedding
+STRENGTH = (0.6, 0.3)  # the last coordinate of a descriptor is e^0.6 odds(score)^0.3 before normalisation
 NOISE_FLOOR = 0.02  # standard deviation (image in [0, 1]) below which contrast is not stretched further
 
 
@@ -75,7 +76,8 @@ class SamfeatNano(nn.Module):
         self.lateral16 = nn.Conv2d(w16, dim, 1)
         self.lateral32 = nn.Conv2d(w32, dim, 1)
         self.context = conv(dim, dim)
-        self.describe = nn.Linear(dim, dim)
+        self.describe = nn.Linear(dim, dim - 1)
+        nn.init.orthogonal_(self.describe.weight)  # a direction that begins with hardly any gain is never learned
 
         self.edge = nn.Conv2d(w4, 1, 1)
         self.score2 = nn.Conv2d(w2, score_width, 1)
@@ -108,8 +110,8 @@ class SamfeatNano(nn.Module):
         score = self.score(self.score2(f2) + upsample(self.score4(guided) + upsample(self.score8(context), 2), 2))
         score = F.pixel_shuffle(score, 2)
         if self.training:
-            return DenseFeatures(score, descriptors, None, edge, self.distill(context), self.describe)
-        return DenseFeatures(score, descriptors, project=self.describe)
+            return DenseFeatures(score, descriptors, None, edge, self.distill(context), self.describe, STRENGTH)
+        return DenseFeatures(score, descriptors, project=self.describe, strength=STRENGTH)
 
 
 def normalize_contrast(image: Tensor) -> Tensor:

@@ -4,6 +4,8 @@
 - `expected_repeatability`: the detector is a distribution over the pixels of each cell; the loss is minus the
   exact expectation of the reward "the other view picks the same point", of which policy gradient
   (DISK, SCFeat) is the sampled estimate.
+- `expected_reward`: right mutual nearest neighbours less wrong ones, in expectation: points that have no counterpart
+  should be nobody's mutual neighbour.
 - `matchability`: the score of a peak is the probability that it is found and matched correctly.
 - `reprojection`: sub-pixel positions of a point in both views agree (ALIKED, section IV-A).
 """
@@ -13,6 +15,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .common import full_precision, mean_over_images
 
 CELL = 8
 
@@ -127,6 +131,28 @@ def _one_way(pick: Tensor, other: Tensor, warp: Tensor, deviation: float, offset
     cells = F.avg_pool2d(valid[..., offset[1] :, offset[0] :], cell)
     per_cell = F.avg_pool2d(gained, cell) * cell**2 / (F.avg_pool2d(mass, cell) * cell**2).clamp(min=0.1)
     return -(per_cell * cells).sum() / cells.sum().clamp(min=1)
+
+
+@full_precision
+def expected_reward(similarity: Tensor, right: Tensor, known: Tensor, penalty: float = 1.0) -> Tensor:
+    """Minus the expected number of right mutual nearest neighbours less `penalty` times that of wrong ones, a keypoint.
+
+        P_ij = softmax_j(s_ij) softmax_i(s_ij)                                    (the dual softmax)
+        L    = -1/N sum_ij P_ij known_ij (right_ij - penalty (1 - right_ij))
+
+    The reward of DISK (arXiv 2006.13566), its expectation taken exactly. `dual_softmax` asks that a point's counterpart
+    be its nearest; this asks of the points without one, too, that they rather agree with each other on a common
+    neighbour than each find a wrong match of its own.
+
+    Args:
+        similarity: (B, N, M) scaled cosine similarities of the keypoints of both views.
+        right: (B, N, M) bool, pairs that show the same point.
+        known: (B, N, M) bool, pairs of which it is known whether they do. Images without any do not count.
+    """
+    matched = similarity.softmax(2) * similarity.softmax(1)
+    reward = torch.where(right, 1.0, -penalty) * known
+    per_image = (matched * reward).sum((1, 2)) / similarity.shape[1]
+    return -mean_over_images(per_image, known.flatten(1).any(1))
 
 
 def matchability(logits: Tensor, distance: Tensor, matched: Tensor, visible: Tensor, deviation: float = 1.0) -> Tensor:
