@@ -13,7 +13,9 @@ from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 
-ON_CPU = ("openvino", "openvino_bf16")  # engines that run nowhere else
+from samfeat_core.engines import BY_DEVICE, NEEDS
+
+ON_CPU = set(BY_DEVICE["cpu"]) - set(BY_DEVICE["cuda"])  # engines that run nowhere else
 
 # When a parameter may change: at start only, while the node is unconfigured, or at any time.
 START, CONFIGURE, LIVE = "start", "configure", "live"
@@ -46,7 +48,7 @@ class Parameters:
         "auto",
         "Inference engine; auto takes the fastest exact one that works here and says why. openvino_bf16 is faster on a "
         "CPU with bfloat16, and finds nearly the same.",
-        choices=("auto", "eager", "compile", "tensorrt", "openvino", "openvino_bf16"),
+        choices=("auto", *NEEDS),
     )
     require_cuda: bool = _entry(False, "Refuse to configure without a CUDA device, instead of falling back to the CPU.")
     cache_dir: str = _entry("", "Folder for built engines; empty = the user's cache folder.")

@@ -137,7 +137,7 @@ class FeatureTask(nn.Module):
         size = (batch.image1.shape[-1], batch.image1.shape[-2])
         interior = torch.ones_like(batch.valid10)
         peaks, _ = detect(second.score.detach().float(), interior, self.config.points // 2, self.config.nms_radius)
-        return identify(second, peaks, size)[0], peaks
+        return second.identify(peaks, size), peaks
 
     def teacher_losses(self, first: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
         """`dis` and `edge` of the first views that a teacher has seen, `det` of those that are labelled."""
@@ -184,8 +184,8 @@ class FeatureTask(nn.Module):
                 for rows in (batch.example0, batch.example1, batch.example_descriptors)
             )
             valid = shown.gather(1, chosen)
-            answer0, _ = identify(first, points0.nan_to_num(0), size)
-            answer1, _ = identify(second, points1.nan_to_num(0), size)
+            answer0 = first.identify(points0.nan_to_num(0), size)
+            answer1 = second.identify(points1.nan_to_num(0), size)
             losses["relation"] = relation_imitation(answer0, answer1, wanted, valid)
         return losses
 
@@ -250,7 +250,7 @@ class FeatureTask(nn.Module):
             "reproject": matching.reprojection(carried.points.nan_to_num(0), partner, pair, carried.scale),
         }
         if self.weights.reward:
-            right = near(warped0, peaks1) | near(warped1, peaks0).transpose(1, 2)
+            right = found0.near | found1.near.transpose(1, 2)
             known = found0.visible[:, :, None] | found1.visible[:, None, :]
             scaled = self.config.reward_scale * similarity
             losses["reward"] = matching.expected_reward(scaled, right, known, self.config.penalty)
@@ -265,6 +265,7 @@ class FeatureTask(nn.Module):
 class Found:
     """For each peak: its geometrically nearest peak in the other view."""
 
+    near: Tensor  # (B, K, L) bool, that peak of the other view is where this one belongs
     distance: Tensor  # (B, K) pixels
     index: Tensor  # (B, K) row of that peak
     matched: Tensor  # (B, K) bool, mutual nearest neighbour by descriptor as well
@@ -286,18 +287,14 @@ def best_shown(shown: Tensor, count: int) -> Tensor:
 def nearest_peak(warped: Tensor, peaks: Tensor, similarity: Tensor) -> Found:
     """The peak (B, K, 2) nearest to each warped position (B, K, 2; NaN = no counterpart)."""
     visible = torch.isfinite(warped).all(-1)
-    distance, index = torch.cdist(warped.nan_to_num(-1e4), peaks).min(2)
+    apart = torch.cdist(warped.nan_to_num(-1e4), peaks)
+    near = apart < CLOSE
+    distance, index = apart.min(2)
     best, back = similarity.argmax(2), similarity.argmax(1)
     mutual = back.gather(1, best) == torch.arange(best.shape[1], device=best.device)
     # A match counts as right when it is near the truth, whichever of two close peaks it took.
-    chosen = peaks.gather(1, best[..., None].expand(-1, -1, 2))
-    right = mutual & ((chosen - warped.nan_to_num(-1e4)).norm(dim=-1) < CLOSE)
-    return Found(distance, index, right, visible)
-
-
-def near(warped: Tensor, peaks: Tensor) -> Tensor:
-    """(B, K, L) bool: the peak (B, L, 2) is where a point of the other view (B, K, 2; NaN = no counterpart) belongs."""
-    return torch.cdist(warped.nan_to_num(-1e4), peaks) < CLOSE
+    right = mutual & near.gather(2, best[..., None])[..., 0]
+    return Found(near, distance, index, right, visible)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ class MatchingValidation:
         points, _ = refine(score, pixels)
         size = (image.shape[-1], image.shape[-2])
         descriptors = dense.describe(points, size)
-        return pixels, points, descriptors if dense.weight is None else descriptors * sample(dense.weight, points, size)
+        if dense.weight is not None:
+            descriptors = descriptors * sample(dense.weight.float(), points, size)
+        return pixels, points, descriptors
 
 
 def share_below(errors: Tensor, limit: float) -> float:

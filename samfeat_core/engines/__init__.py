@@ -25,11 +25,11 @@ Log = Callable[[str, str], None]
 # In order of preference on each device. Module of each engine: samfeat_core.engines.<name>.
 BY_DEVICE = {"cuda": ("tensorrt", "compile", "eager"), "cpu": ("openvino", "eager", "compile", "openvino_bf16")}
 NEEDS = {
-    "tensorrt": "torch_tensorrt",
+    "eager": "torch",
     "compile": "torch",
+    "tensorrt": "torch_tensorrt",
     "openvino": "openvino",
     "openvino_bf16": "openvino",
-    "eager": "torch",
 }
 # Not as near to eager as engines promise: only where asked for.
 INEXACT = ("openvino_bf16",)
@@ -120,15 +120,15 @@ def candidates(engine: str, device: str) -> tuple[list[str], list[str]]:
         ValueError: no such engine, or not on that device.
     """
     known = BY_DEVICE[device]
+    exact = [name for name in known if name not in INEXACT]
     if engine != "auto":
         if engine not in NEEDS:
             raise ValueError(f"engine is {engine!r}, expected auto, {', '.join(NEEDS)}")
         if engine not in known:
             raise ValueError(f"engine {engine} does not run on {device}, expected auto, {', '.join(known)}")
-        return [engine, *(name for name in known if name != engine and name not in INEXACT)], []
-    known = tuple(name for name in known if name not in INEXACT)
-    missing = [name for name in known if find_spec(NEEDS[name]) is None]
-    return [name for name in known if name not in missing], [f"{n}: {NEEDS[n]} is not installed" for n in missing]
+        return [engine, *(name for name in exact if name != engine)], []
+    missing = [name for name in exact if find_spec(NEEDS[name]) is None]
+    return [name for name in exact if name not in missing], [f"{n}: {NEEDS[n]} is not installed" for n in missing]
 
 
 def build_engine(names: list[str], job: Job, log: Log) -> Engine:

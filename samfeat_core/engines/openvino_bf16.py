@@ -1,8 +1,8 @@
 """OpenVINO in bfloat16, on CPUs that have it: about two thirds of the time, and nearly the same features.
 
-Eight bits of mantissa make scores equal that are not, so that other points are among the best K: on a photograph 94 %
-of the keypoints are those of full precision, to 0.1 px, with descriptors of cosine 0.99 and more. That is less than
-engines promise, so `auto` never takes it.
+Eight bits of mantissa make scores equal that are not, so that other points are among the best K: 92 % of the keypoints
+of full precision are found to 0.1 px (`benchmarks/cuda_engines.py --device cpu`). That is less than engines promise, so
+`auto` never takes it.
 """
 
 from __future__ import annotations
