@@ -24,6 +24,7 @@ Agreement with the eager engine is measured on the same frame. Prints a table an
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import sys
@@ -31,8 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,8 +42,8 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from samfeat_core.engines import BY_DEVICE, NEEDS, Engine, Job, RawFeatures, choose_device  # noqa: E402
-from samfeat_core.errors import EngineError, SamfeatError  # noqa: E402
+from samfeat_core.engines import BY_DEVICE, Engine, Job, RawFeatures, choose_device, engine_module  # noqa: E402
+from samfeat_core.errors import SamfeatError  # noqa: E402
 from samfeat_core.extractor import FeatureExtractor, find_weights  # noqa: E402
 from samfeat_core.models import build_network, model_spec  # noqa: E402
 from training.evaluation.report import machine  # noqa: E402
@@ -95,13 +95,14 @@ def resident(engine: Engine, image: np.ndarray, mask: np.ndarray, device: str) -
 
 def agreement(found: RawFeatures, reference: RawFeatures) -> tuple[float, float]:
     """(share of the reference's keypoints met within 0.1 px, 1st percentile of the cosine of their descriptors)."""
-    points, wanted = found[0][found[1] > 0], reference[0][reference[1] > 0]
+    points, descriptors = (rows[found[1] > 0] for rows in (found[0], found[2]))
+    wanted, wanted_descriptors = (rows[reference[1] > 0] for rows in (reference[0], reference[2]))
     if not len(points) or not len(wanted):
         return float(len(points) == len(wanted)), 1.0
     distance = np.linalg.norm(wanted[:, None] - points[None], axis=2)
     nearest = distance.argmin(axis=1)
     met = distance.min(axis=1) <= AGREE_PX
-    cosine = np.einsum("nd,nd->n", reference[2][: len(wanted)][met], found[2][nearest[met]])
+    cosine = np.einsum("nd,nd->n", wanted_descriptors[met], descriptors[nearest[met]])
     return float(met.mean()), float(np.percentile(cosine, 1)) if met.any() else 0.0
 
 
@@ -132,8 +133,7 @@ class Bench:
             return {**head, "error": " ".join(str(error).split())[:200]}
 
     def _measure(self, name: str) -> dict:
-        if find_spec(NEEDS[name]) is None:
-            raise EngineError(f"{NEEDS[name]} is not installed")
+        module = engine_module(name)
         wait, memory = _device_calls(self.device)
         extractor = self.extractor(name)
         height, width = self.frame.shape[:2]
@@ -143,7 +143,7 @@ class Bench:
         radius = extractor.nms_radius
         job = Job(extractor.spec, self.weights, height, width, self.max_keypoints, radius, self.device, self.cache)
         start = time.perf_counter()
-        engine: Engine = import_module(f"samfeat_core.engines.{name}").build(job)
+        engine: Engine = module.build(job)
         wait()
         build = time.perf_counter() - start
         # the extractor runs the very engine that was built, and not the next that could be
@@ -166,13 +166,15 @@ class Bench:
 
 
 def _device_calls(device: str) -> tuple[Callable[[], None], Callable[[], float | None]]:
-    """(wait until the device is done, peak MiB of its memory since this call)."""
+    """(wait until the device is done, MiB of its memory taken since this call, by whatever library)."""
     if device == "cpu":
         return lambda: None, lambda: None
     import torch
 
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.synchronize, lambda: torch.cuda.max_memory_reserved() / 2**20
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    return torch.cuda.synchronize, lambda: (free - torch.cuda.mem_get_info()[0]) / 2**20
 
 
 def untrained_weights(name: str, folder: Path) -> Path:

@@ -6,6 +6,8 @@ keypoints having score 0.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,8 +74,9 @@ def sample(maps: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
 
     The map covers the image edge to edge: pixel p of the image is (p + 0.5) * w / width - 0.5 of the map.
     """
-    size = torch.tensor(image_size, dtype=points.dtype, device=points.device)
-    grid = ((points + 0.5) / size * 2 - 1).unsqueeze(2)
+    width, height = image_size  # as numbers: a tensor of them would have to be sent to the GPU and waited for
+    x, y = points.unbind(-1)
+    grid = torch.stack(((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1), -1).unsqueeze(2)
     sampled = F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.squeeze(3).transpose(1, 2)
 
@@ -83,17 +86,21 @@ class ExtractionGraph(nn.Module):
 
     forward(image (1, C, H, W) uint8, mask (1, 1, H, W) uint8) -> keypoints (K, 2), scores (K,),
     descriptors (K, D) unit rows, weights (K,), all float32.
+
+    half: the network runs in float16 (autocast); positions never do, which end at 0.5 px beyond 512 there.
     """
 
-    def __init__(self, network: nn.Module, max_keypoints: int, nms_radius: int) -> None:
+    def __init__(self, network: nn.Module, max_keypoints: int, nms_radius: int, half: bool = False) -> None:
         super().__init__()
         self.network = network
         self.max_keypoints = max_keypoints
         self.nms_radius = nms_radius
+        self.half_precision = half
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         height, width = image.shape[-2:]
-        dense = self.network(image.float() / 255)
+        with torch.autocast(image.device.type, torch.float16) if self.half_precision else nullcontext():
+            dense = self.network(image.float() / 255)
         score = dense.score.float()
         pixels, scores = detect(score, mask, self.max_keypoints, self.nms_radius)
         keypoints, peaked = refine(score, pixels)

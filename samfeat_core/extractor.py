@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
+from numbers import Integral
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,10 +88,10 @@ class FeatureExtractor:
         """
         spec = model_spec(name)
         log = log or (lambda level, text: getattr(logging.getLogger("samfeat_core"), level)(text))
-        chosen, why = choose_device(device)
+        chosen, why = choose_device(device, engine)
         names, missing = candidates(engine, chosen)
         if device == "auto" or engine == "auto":
-            notes = "; ".join(([f"no CUDA: {why}"] if chosen == "cpu" and device == "auto" else []) + missing)
+            notes = "; ".join(([why] if chosen == "cpu" and device == "auto" else []) + missing)
             log("info", f"{name}: engine {names[0]} on {chosen}" + (f" ({notes})" if notes else ""))
         default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samfeat_ros"
         return cls(
@@ -149,7 +150,7 @@ class FeatureExtractor:
         keep = np.flatnonzero(scores >= max(self.threshold, 1e-9))[: self.max_keypoints]
         scale = np.array([network_width / width, network_height / height], np.float32)
         return Features(
-            (keypoints[keep] + 0.5) / scale - 0.5,
+            np.clip((keypoints[keep] + 0.5) / scale - 0.5, 0, np.float32((width - 1, height - 1))),
             scores[keep],
             descriptors[keep],
             size,
@@ -225,14 +226,16 @@ Number = TypeVar("Number", int, float)
 
 
 def checked(name: str, value: Number, low: Number, high: Number) -> Number:
-    """`value` if it is in range, else a ValueError that names it."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, expected {low} to {high}")
+    """`value` if it is in range, and whole where the bounds are, else a ValueError that names it."""
+    if not low <= value <= high or isinstance(low, int) and not isinstance(value, Integral):
+        raise ValueError(f"{name} is {value}, expected {'a whole number ' * isinstance(low, int)}{low} to {high}")
     return value
 
 
 def check_image(image: np.ndarray, mask: np.ndarray | None) -> None:
     """ValueError unless image is (H, W) or (H, W, 3) uint8 and mask, if any, (H, W) uint8."""
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"image is {type(image).__name__}, expected an array; cv2.imread answers None for no image")
     grey_or_colour = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
     if image.dtype != np.uint8 or not grey_or_colour or image.size == 0 or max(image.shape[:2]) > MAX_SIDE:
         raise ValueError(

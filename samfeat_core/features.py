@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Features:
     """Keypoints and descriptors of one image, rows in order of descending score.
 
@@ -53,7 +53,7 @@ class Features:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Matches:
     """Matches of the current frame to the previous one, with the identity of every current keypoint.
 

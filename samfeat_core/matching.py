@@ -43,11 +43,15 @@ def match_mutual(
     # Not NumPy's product: the threads of its OpenBLAS spin on after it and take cores from the next frame's network.
     nothing = np.zeros((0, 0), np.float32)
     similarity = cv2.gemm(current, previous, 1, nothing, 0, flags=cv2.GEMM_2_T)
+    # Rows that are not numbers must not take the others with them.
+    similarity[~np.isfinite(current.sum(axis=1))] = -np.inf
+    similarity[:, ~np.isfinite(previous.sum(axis=1))] = -np.inf
     rows = np.arange(len(current))
     best = similarity.argmax(axis=1)
     value = similarity[rows, best]
     # The maximum of a column is much cheaper than its argmax; equality with it means the same.
     keep = value == similarity.max(axis=0)[best]
+    keep &= value > -np.inf
     keep &= _first_claim(best, keep, len(previous))
     if min_similarity is not None:
         keep &= value >= min_similarity

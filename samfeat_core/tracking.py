@@ -112,9 +112,7 @@ class FrameTracker:
         )
         if not self.verify:
             return index, index_prev, similarity, np.ones(len(index), bool)
-        inlier = epipolar_inliers(
-            before.keypoints[index_prev], features.keypoints[index], camera, self.threshold_px
-        )
+        inlier = epipolar_inliers(before.keypoints[index_prev], features.keypoints[index], camera, self.threshold_px)
         return index, index_prev, similarity, inlier
 
     def _new_ids(self, count: int, alive: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from training.evaluation.extractors import resolve
 
 SHIFT = np.array([[1.0, 0, 7], [0, 1, -4], [0, 0, 1]])
 
-EXTRACTORS = '''
+EXTRACTORS = """
 import numpy as np
 from samfeat_core.features import Features
 
@@ -40,7 +40,7 @@ def without_budget():
 
 def no_extractor():
     return 5
-'''
+"""
 
 
 def texture(seed):

@@ -167,9 +167,7 @@ def test_turning_agrees_with_numpy():
     for turns in range(4):
         rotated = np.rot90(image, turns)
         y, x = np.argwhere(rotated)[0]
-        found = Features(
-            np.float32([[x, y]]), np.ones(1, np.float32), np.ones((1, 1), np.float32), rotated.shape[::-1]
-        )
+        found = Features(np.float32([[x, y]]), np.ones(1, np.float32), np.ones((1, 1), np.float32), rotated.shape[::-1])
         back = pose.turn_back(found, turns)
         assert back.keypoints.tolist() == [[6, 1]] and back.image_size == (7, 5)
 

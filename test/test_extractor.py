@@ -1,5 +1,6 @@
 """FeatureExtractor: coordinates, masks, sizes, and agreement of the engines."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from samfeat_core import EngineError, FeatureExtractor, WeightsError
+from samfeat_core import EngineError, FeatureExtractor, WeightsError, engines
+from samfeat_core.detection import ExtractionGraph
 from samfeat_core.engines import candidates
-from samfeat_core.models import build_network
+from samfeat_core.models import build_network, model_spec
+from samfeat_core.weights import load_network
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,11 @@ def test_any_size_keeps_keypoints_inside_the_image(weights, tmp_path, size):
     np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, rtol=1e-5)
 
 
+def test_without_a_border_keypoints_stay_inside_all_the_same(weights, tmp_path):
+    features = make(weights, tmp_path, border=0, nms_radius=1)(scene(64, 96))
+    assert (features.keypoints >= 0).all() and (features.keypoints <= [95, 63]).all()
+
+
 def test_resize_maps_keypoints_back_by_half_pixel_centres(weights, tmp_path):
     image = scene(256, 320)
     doubled = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
@@ -213,6 +221,7 @@ def test_max_keypoints_and_threshold_change_while_running(weights, tmp_path):
         ({"engine": "onnx"}, "engine is 'onnx'"),
         ({"device": "cpu", "engine": "tensorrt"}, "does not run on cpu"),
         ({"max_keypoints": 0}, "max_keypoints is 0"),
+        ({"max_keypoints": 512.0}, "max_keypoints is 512.0, expected a whole number"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"nms_radius": 0}, "nms_radius is 0"),
         ({"border": -1}, "border is -1"),
@@ -228,6 +237,11 @@ def test_impossible_arguments_are_named(weights, options, text):
 def test_impossible_images_are_refused(weights, tmp_path, shape, dtype):
     with pytest.raises(ValueError, match="expected \\(H, W\\) or \\(H, W, 3\\) uint8"):
         make(weights, tmp_path)(np.zeros(shape, dtype))
+
+
+def test_no_image_is_said(weights, tmp_path):
+    with pytest.raises(ValueError, match="image is NoneType, expected an array"):
+        make(weights, tmp_path)(cv2.imread(str(tmp_path / "none.png")))
 
 
 def test_missing_weights_are_named(tmp_path):
@@ -267,13 +281,71 @@ def test_an_engine_that_fails_falls_back_with_an_error(weights, tmp_path, monkey
     assert [(level, "conversion broke" in text) for level, text in lines] == [("error", True)]
 
 
+def test_a_library_that_cannot_be_loaded_falls_back_with_an_error(weights, tmp_path, monkeypatch):
+    def broken(name):
+        if name.endswith(".openvino"):
+            raise OSError("libopenvino.so: cannot open shared object file")
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(engines, "import_module", broken)
+    lines = []
+    extractor = make(weights, tmp_path, engine="openvino", log=lambda level, text: lines.append((level, text)))
+    assert len(extractor(scene(64, 64))) > 0
+    assert extractor.engine_name == "eager"
+    assert [(level, "openvino cannot be loaded (OSError: libopenvino" in text) for level, text in lines] == [
+        ("error", True)
+    ]
+
+
+def test_nothing_to_run_on_is_said(weights, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="nothing runs a network on cpu: openvino: openvino is not installed"):
+        FeatureExtractor.from_pretrained(weights=weights, device="cpu")
+
+
+def test_an_engine_of_the_cpu_is_no_question_of_cuda(weights, monkeypatch):
+    monkeypatch.setattr(engines, "cuda_problem", lambda: None)
+    extractor = FeatureExtractor.from_pretrained(weights=weights, engine="openvino")
+    assert (extractor.device, extractor.engine_name) == ("cpu", "openvino")
+    with pytest.raises(ValueError, match="engine openvino does not run on cuda"):
+        FeatureExtractor.from_pretrained(weights=weights, device="cuda", engine="openvino")
+
+
+def test_the_key_of_an_engine_knows_weights_in_a_folder(tmp_path):
+    (tmp_path / "backbone.pth").write_bytes(b"one")
+    job = engines.Job(model_spec("scfeat"), tmp_path, 64, 64, 10, 4, "cpu", tmp_path)
+    key = job.key()
+    assert key == job.key() != job.key("another version")
+    (tmp_path / "backbone.pth").write_bytes(b"two")
+    assert key != job.key()
+
+
+@pytest.mark.slow
+def test_the_graph_in_half_precision_can_be_exported_and_answers_nearly_the_same(weights):
+    network = load_network("samfeat-nano", weights).eval().requires_grad_(False)
+    inputs = torch.from_numpy(scene(96, 128))[None, None], torch.ones(1, 1, 96, 128, dtype=torch.uint8)
+    with torch.inference_mode():
+        full = ExtractionGraph(network, 100, 2)(*inputs)
+        half = ExtractionGraph(network, 100, 2, half=True)
+        exported = torch.export.export(half, inputs).module()
+        answers = half(*inputs), exported(*inputs)
+    for keypoints, _, descriptors, _ in answers:
+        assert keypoints.dtype == descriptors.dtype == torch.float32
+        distance = torch.cdist(full[0], keypoints)
+        met = distance.amin(1) < 0.1
+        assert met.float().mean() > 0.9
+        assert (full[2] * descriptors[distance.argmin(1)]).sum(1)[met].min() > 0.99
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("engine", ["eager", "compile"])
+@pytest.mark.parametrize("engine", ["eager", "compile", "tensorrt"])
 def test_cuda_agrees_with_the_cpu(weights, tmp_path, engine):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA")
+    pytest.importorskip(engines.NEEDS[engine])
     image = scene(480, 640)
     options = {"weights": weights, "cache_dir": tmp_path, "threshold": 0.0}
     fast = FeatureExtractor.from_pretrained("samfeat-nano", "cuda", engine, **options)
     near, cosine = agreement(make(weights, tmp_path)(image), fast(image))
+    assert fast.engine_name == engine
     assert near >= 0.99 and cosine >= 0.999

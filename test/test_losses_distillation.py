@@ -68,9 +68,7 @@ def test_embedding_of_another_size_is_resized(student, teacher):
 def test_subset_of_positions(student, teacher):
     full = relation_distillation(student, embedding=teacher)
     draws = torch.Generator().manual_seed(3)
-    parts = [
-        float(relation_distillation(student, embedding=teacher, positions=8, generator=draws)) for _ in range(300)
-    ]
+    parts = [float(relation_distillation(student, embedding=teacher, positions=8, generator=draws)) for _ in range(300)]
     assert len(set(parts)) > 100
     # The diagonal differs by nothing and is 1/12 of all pairs, 1/8 of a draw's.
     assert sum(parts) / 300 == pytest.approx(float(full) * (1 - 1 / 8) / (1 - 1 / 12), rel=0.02)

@@ -71,8 +71,11 @@ def test_rows_of_nan_never_match():
     rows = unit_rows(np.random.default_rng(3), 20)
     broken = rows.copy()
     broken[7] = np.nan
-    index, _, similarity = match_mutual(broken, rows)
-    assert 7 not in index and np.isfinite(similarity).all()
+    for current, previous in ((broken, rows), (rows, broken)):
+        index, index_prev, similarity = match_mutual(current, previous)
+        assert index.tolist() == index_prev.tolist() == [row for row in range(20) if row != 7]
+        assert np.isfinite(similarity).all()
+    assert len(match_mutual(np.full_like(rows, np.nan), rows)[0]) == 0
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,14 @@ def small_sam(side=256, width=32):
     grid = side // 16
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
     encoder = ImageEncoderViT(
-        side, depth=1, embed_dim=width, mlp_ratio=2, norm_layer=norm, num_heads=2, out_chans=256, use_rel_pos=True,
+        side,
+        depth=1,
+        embed_dim=width,
+        mlp_ratio=2,
+        norm_layer=norm,
+        num_heads=2,
+        out_chans=256,
+        use_rel_pos=True,
         window_size=8,
     )
     prompts = PromptEncoder(256, (grid, grid), (side, side), mask_in_chans=4)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -58,8 +59,10 @@ class Job:
     def key(self, *versions: str) -> str:
         """Name of the engine in the cache: the same only if graph, weights, shape and versions are."""
         source = Path(__file__).parent.parent
+        code = (source / "detection.py", *(source / "models").glob("*.py"), *(source / "engines").glob("*.py"))
+        weights = self.weights.glob("*.pth") if self.weights.is_dir() else [self.weights]
         digest = hashlib.sha256()
-        for path in (self.weights, source / "detection.py", *sorted((source / "models").glob("*.py"))):
+        for path in (*sorted(weights), *sorted(code)):
             digest.update(path.read_bytes())
         digest.update(repr((self.max_keypoints, self.nms_radius, versions)).encode())
         return f"{self.spec.name}-{self.width}x{self.height}-{digest.hexdigest()[:16]}"
@@ -84,8 +87,8 @@ def cuda_devices() -> int:
         return 0
 
 
-def choose_device(device: str) -> tuple[str, str]:
-    """(cuda or cpu, why) for auto, cuda or cpu.
+def choose_device(device: str, engine: str = "auto") -> tuple[str, str]:
+    """(cuda or cpu, why) for auto, cuda or cpu, and for an engine that may run on one of them only.
 
     Raises:
         ValueError: another name. EngineError: cuda is asked for and cannot be used.
@@ -94,6 +97,8 @@ def choose_device(device: str) -> tuple[str, str]:
         raise ValueError(f"device is {device!r}, expected auto, cuda or cpu")
     if device == "cpu":
         return "cpu", "as asked"
+    if device == "auto" and engine in BY_DEVICE["cpu"] and engine not in BY_DEVICE["cuda"]:
+        return "cpu", f"{engine} runs on the CPU"
     problem = cuda_problem()
     if problem is None:
         return "cuda", "as asked" if device == "cuda" else "CUDA device found"
@@ -117,7 +122,7 @@ def candidates(engine: str, device: str) -> tuple[list[str], list[str]]:
     """Engines to try in order, and why better ones are not among them.
 
     Raises:
-        ValueError: no such engine, or not on that device.
+        ValueError: no such engine, or not on that device. EngineError: `auto`, and nothing is installed.
     """
     known = BY_DEVICE[device]
     exact = [name for name in known if name not in INEXACT]
@@ -128,7 +133,10 @@ def candidates(engine: str, device: str) -> tuple[list[str], list[str]]:
             raise ValueError(f"engine {engine} does not run on {device}, expected auto, {', '.join(known)}")
         return [engine, *(name for name in exact if name != engine)], []
     missing = [name for name in exact if find_spec(NEEDS[name]) is None]
-    return [name for name in exact if name not in missing], [f"{n}: {NEEDS[n]} is not installed" for n in missing]
+    notes = [f"{name}: {NEEDS[name]} is not installed" for name in missing]
+    if missing == exact:
+        raise EngineError(f"nothing runs a network on {device}: {'; '.join(notes)}")
+    return [name for name in exact if name not in missing], notes
 
 
 def build_engine(names: list[str], job: Job, log: Log) -> Engine:
@@ -139,10 +147,23 @@ def build_engine(names: list[str], job: Job, log: Log) -> Engine:
     """
     for name in names:
         try:
-            if find_spec(NEEDS[name]) is None:
-                raise EngineError(f"{NEEDS[name]} is not installed")
-            return import_module(f"samfeat_core.engines.{name}").build(job)
+            return engine_module(name).build(job)
         except EngineError as error:
             reason = " ".join(str(error).split())[:300]
             log("error", f"engine {name} for {job.width}x{job.height} could not be built, trying the next: {reason}")
     raise EngineError(f"no engine could be built on {job.device}: tried {', '.join(names)}")
+
+
+def engine_module(name: str) -> ModuleType:
+    """The module of an engine, whose `build(job)` makes one.
+
+    Raises:
+        EngineError: the library it runs on is not installed, or cannot be loaded.
+    """
+    library = NEEDS[name]
+    if find_spec(library) is None:
+        raise EngineError(f"{library} is not installed")
+    try:
+        return import_module(f"samfeat_core.engines.{name}")
+    except Exception as error:  # a shared object that is missing or of another version: OSError, ImportError, ..
+        raise EngineError(f"{library} cannot be loaded ({type(error).__name__}: {error})") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 import numpy as np
 import torch
 
@@ -10,6 +12,11 @@ from samfeat_core.engines.eager import example_inputs, extraction_graph
 from samfeat_core.errors import EngineError, SamfeatError
 
 WARM_UP_RUNS = 3
+_recording = Lock()  # CUDA records one graph at a time; a node may build for a new size while an old build goes on
+
+# All engines share the code of one forward(), and each size of image counts as another compilation of it.
+_LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+setattr(torch._dynamo.config, _LIMIT, 256)
 
 
 class CompiledEngine:
@@ -43,18 +50,18 @@ class CudaGraphEngine(CompiledEngine):
     """
 
     def __init__(self, job: Job) -> None:
-        graph = extraction_graph(job).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        graph = extraction_graph(job, half=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.graph = torch.compile(graph, fullgraph=True, dynamic=False)
         self.inputs = example_inputs(job)
         self.recorded = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+        with _recording, torch.inference_mode():
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP_RUNS):
                     self.graph(*self.inputs)
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(self.recorded):
+            with torch.cuda.graph(self.recorded, capture_error_mode="thread_local"):  # other threads may allocate
                 self.outputs = self.graph(*self.inputs)
 
     def run(self) -> tuple[torch.Tensor, ...]:

@@ -7,14 +7,15 @@ import torch
 
 from samfeat_core.detection import ExtractionGraph
 from samfeat_core.engines import Job, RawFeatures
+from samfeat_core.errors import EngineError
 from samfeat_core.weights import load_network
 
 
-def extraction_graph(job: Job) -> ExtractionGraph:
-    """The job's graph with its weights, in evaluation mode on its device."""
+def extraction_graph(job: Job, half: bool = False) -> ExtractionGraph:
+    """The job's graph with its weights, in evaluation mode on its device; the network in half precision if asked."""
     network = load_network(job.spec.name, job.weights).eval().requires_grad_(False)
     count = min(job.max_keypoints, job.height * job.width)
-    return ExtractionGraph(network, count, job.nms_radius).eval().to(job.device)
+    return ExtractionGraph(network, count, job.nms_radius, half).eval().to(job.device)
 
 
 def example_inputs(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,4 +41,13 @@ class EagerEngine:
 
 
 def build(job: Job) -> EagerEngine:
-    return EagerEngine(job)
+    """Raises EngineError where the GPU cannot run it: PyTorch may see one that it has no kernels for."""
+    try:
+        engine = EagerEngine(job)
+        if job.device == "cuda":
+            with torch.inference_mode():
+                engine.graph(*example_inputs(job))
+            torch.cuda.synchronize()
+        return engine
+    except RuntimeError as error:
+        raise EngineError(f"{type(error).__name__}: {error}") from error

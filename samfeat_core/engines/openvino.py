@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,8 @@ def build(job: Job, engine: type[OpenVinoEngine] = OpenVinoEngine) -> OpenVinoEn
     Raises:
         EngineError: conversion or compilation failed.
     """
-    path = job.cache_dir / f"{job.key(ov.get_version())}.xml"
     try:
+        path = job.cache_dir / f"{job.key(ov.get_version())}.xml"
         if path.is_file():
             try:
                 return engine(ov.Core().read_model(path))
@@ -78,4 +79,5 @@ def keep(model: ov.Model, path: Path) -> None:
         partial.with_suffix(".bin").replace(path.with_suffix(".bin"))
         partial.replace(path)
     except (OSError, RuntimeError):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # nor can a file system be changed that is only to be read
+            path.unlink(missing_ok=True)

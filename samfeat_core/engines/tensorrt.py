@@ -5,6 +5,7 @@ Written from torch-tensorrt's documentation and not yet run: no machine with its
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,17 @@ def cache_path(job: Job) -> Path:
     return job.cache_dir / f"{job.key(*versions)}.ep"
 
 
+def keep(module: torch.nn.Module, inputs: list[torch.Tensor], path: Path) -> None:
+    """Write to the cache, whole or not at all; a cache that cannot be written costs only time."""
+    partial = path.with_suffix(".partial.ep")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch_tensorrt.save(module, str(partial), inputs=inputs)
+        partial.replace(path)
+    except Exception as error:  # a full disk, or what the exporter cannot write
+        logging.getLogger(__name__).warning(f"{path} could not be written, so it will be built again: {error}")
+
+
 def build(job: Job) -> TensorRtEngine:
     """From the cache, or compiled and put there; EngineError when that fails."""
     try:
@@ -54,14 +66,12 @@ def build(job: Job) -> TensorRtEngine:
             except Exception:  # damaged or of another build: compile anew
                 path.unlink(missing_ok=True)
         inputs = list(example_inputs(job))
-        module = torch_tensorrt.compile(
-            extraction_graph(job), ir="dynamo", inputs=inputs, enabled_precisions={torch.float32, torch.float16}
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.ep")
-        torch_tensorrt.save(module, str(partial), inputs=inputs)
-        partial.replace(path)
-        return TensorRtEngine(module, job)
+        # Precisions are those of the graph: half in the network, single for positions.
+        graph = extraction_graph(job, half=True)
+        module = torch_tensorrt.compile(graph, ir="dynamo", inputs=inputs, use_explicit_typing=True)
+        engine = TensorRtEngine(module, job)
+        keep(module, inputs, path)
+        return engine
     except SamfeatError:
         raise
     except Exception as error:  # the compiler leaks many types
