@@ -186,11 +186,11 @@ def test_a_batch_has_the_contract_s_shapes(pairs, channels):
 
 def test_the_sampler_visits_every_pair_and_repeats_by_seed(pairs):
     torch.manual_seed(3)
-    sampler = PairSampler(pairs, (64, 48), preload=True)
+    sampler = PairSampler(pairs, (64, 48))
     seen = torch.cat([sampler.sample(2).image0 for _ in range(3)])
     assert seen.shape == (6, 1, 48, 64) and len({image.sum().item() for image in seen}) == 6
     torch.manual_seed(3)
-    again = PairSampler(pairs, (64, 48), preload=True).sample(2)
+    again = PairSampler(pairs, (64, 48)).sample(2)
     assert torch.equal(again.image0, seen[:2])
 
 

@@ -55,8 +55,16 @@ def label_photos(
         detect = load_detector(base, per_view, model, "cpu" if base in OPENCV else pick_device(device))
         labels = LabelStore(store)
         labels.create(
-            {"base": Path(base).name, "views": views, "threshold": threshold, "count": count, "radius": radius,
-             "per_view": per_view, "long_side": long_side, "seed": seed}
+            {
+                "base": Path(base).name,
+                "views": views,
+                "threshold": threshold,
+                "count": count,
+                "radius": radius,
+                "per_view": per_view,
+                "long_side": long_side,
+                "seed": seed,
+            }
         )
 
         def work(photo: Photo, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -1,11 +1,11 @@
 """Reader of posed image sequences in the simple folder layout that evaluation and training share.
 
-    image/*.jpg|png|...   frames, in the order of their names
-    poses.txt             one camera-to-world pose per frame: 12 numbers, the rows of [R | t] (KITTI's layout)
-    calib.txt             ``P0:`` and 12 numbers, the rows of the 3x4 projection matrix of the rectified images
-    depth/*.png           optional, 16 bit, millimetres, 0 and 65535 = no depth
-    calib_depth.txt       optional, ``P0:`` of the depth camera where it is not the colour camera
-    times.txt             optional, seconds, one per frame
+image/*.jpg|png|...   frames, in the order of their names
+poses.txt             one camera-to-world pose per frame: 12 numbers, the rows of [R | t] (KITTI's layout)
+calib.txt             ``P0:`` and 12 numbers, the rows of the 3x4 projection matrix of the rectified images
+depth/*.png           optional, 16 bit, millimetres, 0 and 65535 = no depth
+calib_depth.txt       optional, ``P0:`` of the depth camera where it is not the colour camera
+times.txt             optional, seconds, one per frame
 """
 
 from __future__ import annotations

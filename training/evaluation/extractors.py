@@ -106,5 +106,3 @@ def cut(features: Features, count: int) -> Features:
         features.image_size,
         None if features.weights is None else features.weights[best],
     )
-
-

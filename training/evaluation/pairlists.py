@@ -120,9 +120,7 @@ def read_scannet(path: Path) -> list[PosePair]:
     if relative is not None and (len(relative) != len(names) or relative[0].size != 12):
         raise ValueError(f"{path}: 'rel_pose' has shape {relative.shape}, expected ({len(names)}, 12)")
     cameras = _archive(path.parent / "intrinsics.npz") if (path.parent / "intrinsics.npz").exists() else {}
-    return [
-        _scannet_pair(path, row, None if relative is None else relative[n], cameras) for n, row in enumerate(names)
-    ]
+    return [_scannet_pair(path, row, None if relative is None else relative[n], cameras) for n, row in enumerate(names)]
 
 
 def _scannet_pair(path: Path, row: np.ndarray, relative: np.ndarray | None, cameras: dict) -> PosePair:

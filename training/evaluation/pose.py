@@ -67,20 +67,27 @@ def score_pair(pair: PosePair, extractor: TimedExtractor, threshold_px: float = 
     features0 = turn_back(extractor(pair.first, pair.turns[0]), pair.turns[0])
     features1 = turn_back(extractor(pair.second, pair.turns[1]), pair.turns[1])
     index0, index1, _ = match_mutual(features0.matchable, features1.matchable)
-    keypoints = (len(features0) + len(features1)) / 2
-    if len(index0) < 5:
-        return PairScore(keypoints, len(index0), 0, float("inf"))
-    pose, info = poselib.estimate_relative_pose(
-        features0.keypoints[index0].astype(np.float64),
-        features1.keypoints[index1].astype(np.float64),
+    cameras = (
         _camera(pair.matrix0, pair.first, pair, extractor),
         _camera(pair.matrix1, pair.second, pair, extractor),
-        {"max_epipolar_error": threshold_px},
-        {},
     )
-    rotation, translation = pose_error(pose.R, pose.t, pair.transform[:3, :3], pair.transform[:3, 3])
-    error = max(rotation, translation)
-    return PairScore(keypoints, len(index0), int(info["num_inliers"]), float(error) if np.isfinite(error) else np.inf)
+    inliers, error = score_points(
+        features0.keypoints[index0], features1.keypoints[index1], cameras, pair.transform, threshold_px
+    )
+    return PairScore((len(features0) + len(features1)) / 2, len(index0), inliers, error)
+
+
+def score_points(
+    points0: np.ndarray, points1: np.ndarray, cameras: tuple[dict, dict], transform: np.ndarray, threshold_px: float
+) -> tuple[int, float]:
+    """Inliers and pose error of corresponding pixels (M, 2) in images of two poselib cameras; inf for fewer than 5."""
+    if len(points0) < 5:
+        return 0, float("inf")
+    pose, info = poselib.estimate_relative_pose(
+        points0.astype(np.float64), points1.astype(np.float64), *cameras, {"max_epipolar_error": threshold_px}, {}
+    )
+    error = max(pose_error(pose.R, pose.t, transform[:3, :3], transform[:3, 3]))
+    return int(info["num_inliers"]), float(error) if np.isfinite(error) else float("inf")
 
 
 def turn_back(features: Features, turns: int) -> Features:
@@ -95,13 +102,13 @@ def turn_back(features: Features, turns: int) -> Features:
 def _camera(matrix: np.ndarray, path: Path, pair: PosePair, extractor: TimedExtractor) -> dict:
     """poselib's camera for the image as the extractor saw it."""
     image = extractor.images(path)
-    scaled = image.from_size(pair.calibrated_size) @ matrix
-    return {
-        "model": "PINHOLE",
-        "width": image.size[0],
-        "height": image.size[1],
-        "params": [scaled[0, 0], scaled[1, 1], scaled[0, 2], scaled[1, 2]],
-    }
+    return pinhole_camera(image.from_size(pair.calibrated_size) @ matrix, image.size)
+
+
+def pinhole_camera(matrix: np.ndarray, size: tuple[int, int]) -> dict:
+    """poselib's camera of a (3, 3) camera matrix and an image of (width, height)."""
+    parameters = [matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]]
+    return {"model": "PINHOLE", "width": size[0], "height": size[1], "params": parameters}
 
 
 def evaluate(

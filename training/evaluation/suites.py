@@ -1,11 +1,11 @@
 """Which data a suite reads, where it lies under --data, and at which settings its protocol runs.
 
-    DATA/homography/SCENE/{1.jpg, 2.jpg, H_1_2, ...}        suite homography: HPatches' layout, at most 640 px long
-    DATA/sequences/NAME/{image/, poses.txt, calib.txt}      suite pose: posed sequences, native size
-    DATA/hpatches/{i_*, v_*}/{1.ppm .. 6.ppm, H_1_2 ..}     suite hpatches, or DATA/hpatches-sequences-release
-    DATA/megadepth1500/                                     a pair list and its images (`pairlists`), 1600 px long;
-                                                            or DATA/megadepth_test_1500
-    DATA/scannet1500/                                       the same at 640x480; or DATA/scannet_test_1500
+DATA/homography/SCENE/{1.jpg, 2.jpg, H_1_2, ...}        suite homography: HPatches' layout, at most 640 px long
+DATA/sequences/NAME/{image/, poses.txt, calib.txt}      suite pose: posed sequences, native size
+DATA/hpatches/{i_*, v_*}/{1.ppm .. 6.ppm, H_1_2 ..}     suite hpatches, or DATA/hpatches-sequences-release
+DATA/megadepth1500/                                     a pair list and its images (`pairlists`), 1600 px long;
+                                                        or DATA/megadepth_test_1500
+DATA/scannet1500/                                       the same at 640x480; or DATA/scannet_test_1500
 """
 
 from __future__ import annotations

@@ -139,7 +139,10 @@ def bootstrap(
     first = _restore(state_path, settings, network, optimizer, schedule)
 
     loader = DataLoader(
-        Shapes(seed, (width, height)), batch, sampler=range(first * batch, steps * batch), num_workers=workers,
+        Shapes(seed, (width, height)),
+        batch,
+        sampler=range(first * batch, steps * batch),
+        num_workers=workers,
         pin_memory=device.startswith("cuda"),
     )
     with tqdm(total=steps, initial=first, desc=f"{model} on shapes", unit="step") as bar:

@@ -86,4 +86,3 @@ def pairwise_distance(first: Tensor, second: Tensor) -> Tensor:
     square = first.square().sum(-1)[:, :, None] + second.square().sum(-1)[:, None, :]
     square = torch.baddbmm(square, first, second.transpose(1, 2), alpha=-2.0)
     return square.clamp(min=1e-6).sqrt()
-

@@ -66,8 +66,9 @@ def relation_distillation(
 
     weight = known.to(feature.dtype)
     if attention is not None:
-        resized = F.interpolate(attention.detach().to(feature.dtype), (height, width), mode="bilinear",
-                                align_corners=False)
+        resized = F.interpolate(
+            attention.detach().to(feature.dtype), (height, width), mode="bilinear", align_corners=False
+        )
         weight = weight * resized.flatten(1)[:, chosen].clamp(min=0)
     difference = (_cosines(feature) - teacher).abs()
     weighted = torch.einsum("bi,bij,bj->b", weight, difference, weight)

@@ -153,7 +153,6 @@ class PairSampler:
         source: any of the pair sources; all pairs of one size.
         size: (width, height) to cut out of them, None = as they are.
         channels: 1 grey, 3 RGB.
-        preload: keep all pairs in memory from the start (a 320x240 pair takes 1.1 MB on disk, 1.7 MB in memory).
     """
 
     def __init__(
@@ -162,12 +161,8 @@ class PairSampler:
         size: tuple[int, int] | None = None,
         channels: int = 1,
         device: torch.device | str = "cpu",
-        preload: bool = False,
     ) -> None:
-        self.source: PairSource | list[Pair] = source
-        self.size, self.channels, self.device = size, channels, device
-        if preload:
-            self.source = [source[index] for index in tqdm(range(len(source)), "pairs", unit="pair")]
+        self.source, self.size, self.channels, self.device = source, size, channels, device
         self._order: list[int] = []
 
     def __len__(self) -> int:

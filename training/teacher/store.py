@@ -100,4 +100,3 @@ def compact(labels: np.ndarray) -> np.ndarray:
     number = np.cumsum(present)
     number[0] = 0
     return number.astype(np.uint16)[labels]
-
