@@ -29,8 +29,8 @@ setup: $(READY)
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "make: no python3.11 or python3 found; name one by PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
-		{ echo "make: $(PYTHON) is not Python 3.10 to 3.12; name one by PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "make: $(PYTHON) is not Python 3.11 or 3.12; name one by PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # the stamp is written last: a set-up that was cut off is done again

@@ -20,6 +20,7 @@ ARGUMENTS = {
     "camera_info_topic": ("", "CameraInfo topic; empty: `camera_info` beside the image topic."),
     "image_transport": ("", "raw or compressed; empty: from params_file."),
     "model": ("", "Network: samfeat-nano, samfeat or scfeat; empty: from params_file."),
+    "weights": ("", "Weights file of the network; empty: from params_file, where empty is the shipped one."),
     "device": ("", "auto, cpu or cuda; empty: from params_file."),
     "engine": ("", "auto, eager, compile, tensorrt, openvino or openvino_bf16; empty: from params_file."),
     "params_file": (str(SHARE / "config" / "samfeat.yaml"), "YAML file with the node's parameters."),
@@ -28,7 +29,7 @@ ARGUMENTS = {
     "autostart": ("true", "Configure and activate at once; false: wait for a lifecycle manager."),
     "log_level": ("info", "debug, info, warn, error or fatal."),
 }
-PARAMETERS = ("image_transport", "model", "device", "engine")
+PARAMETERS = ("image_transport", "model", "weights", "device", "engine")
 
 
 def samfeat_node(context):

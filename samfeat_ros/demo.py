@@ -243,7 +243,7 @@ def demo(
     seconds: float = typer.Option(60.0, min=0.1, help="Play at most that much of the recording."),
     model: str = typer.Option("samfeat-nano", help="Network of the node."),
     weights: str = typer.Option("", help="Weights file; empty = the shipped ones."),
-    device: str = typer.Option("cpu", help="auto, cpu, cuda or cuda:N."),
+    device: str = typer.Option("cpu", help="auto, cpu or cuda."),
     engine: str = typer.Option("auto", help="auto, openvino, openvino_bf16, eager, compile or tensorrt."),
     max_keypoints: int = typer.Option(1024, min=1, help="Largest number of keypoints per frame."),
     timeout: float = typer.Option(120.0, min=1, help="Seconds until the node must have answered a first image."),

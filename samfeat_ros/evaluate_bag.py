@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from samfeat_ros.evaluation.runs import Run
 
 FAILED, INTERRUPTED = 1, 130
+# What the classic front-ends share with the node, as they name it -> the node's parameter.
+CHECKS = {"threshold_px": "inlier_threshold", "max_gap_s": "max_gap"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -53,7 +55,7 @@ def evaluate(
     baseline: str = typer.Option("orb,sift,lk", help="Classic front-ends in the same run: orb, sift, lk; none."),
     rate: str = typer.Option("1.0", help="Times the recorded speed, or max: every frame, one in flight."),
     keypoints: int = typer.Option(1024, min=8, max=16384, help="Keypoint budget of everyone."),
-    device: str = typer.Option("auto", help="Device of the models: auto, cpu, cuda, cuda:N."),
+    device: str = typer.Option("auto", help="Device of the models: auto, cpu or cuda."),
     engine: str = typer.Option("auto", help="auto, tensorrt, compile, openvino, openvino_bf16 or eager."),
     parameter: list[str] = typer.Option([], help="Further parameter of the node, NAME=VALUE; repeat for more."),
     rectified: bool = typer.Option(False, help="The images are rectified: take P of CameraInfo, and no distortion."),
@@ -61,6 +63,7 @@ def evaluate(
     output: Path = typer.Option(None, help="Folder of the report; default: out/evaluate_bag/<name of the bag>."),
 ) -> None:
     """Evaluate visual front-ends on a recording."""
+    from samfeat_ros.image_input import FULL_SCALE_16BIT
     from samfeat_ros.playback import interrupt_on_signals, prepare_environment
 
     prepare_environment()
@@ -82,11 +85,13 @@ def evaluate(
             "rectified": rectified,
             "limit": limit,
         }
-        footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, rectified, limit)
+        full_scale = shared.get("full_scale_16bit", FULL_SCALE_16BIT)
+        footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, rectified, limit, full_scale)
         try:
             known = _ground_truth(footage, ground_truth, settings) if ground_truth else (None, None)
             folder.mkdir(parents=True, exist_ok=True)
-            runs, failures = _run_all(models, baselines, footage, keypoints, speed, folder)
+            checks = {name: float(shared[key]) for name, key in CHECKS.items() if key in shared}
+            runs, failures = _run_all(models, baselines, footage, keypoints, speed, folder, checks)
             _report(footage, known, runs, failures, settings, folder)
         finally:
             footage.recording.close()
@@ -107,13 +112,14 @@ def _open_footage(
     camera_info: Path | None,
     rectified: bool,
     limit: int | None,
+    full_scale_16bit: int,
 ) -> Footage:
     from samfeat_ros.evaluation.footage import Footage
     from samfeat_ros.playback import Recording
 
     recording = Recording(bag, image_topic, camera_info_topic, limit)
     with _bar("reading", recording.count) as bar:
-        footage = Footage(recording, camera_info, rectified, bar.update)
+        footage = Footage(recording, camera_info, rectified, bar.update, full_scale_16bit)
     for line in footage.problems:
         print(f"warning: {line}", file=sys.stderr)
     return footage
@@ -126,7 +132,7 @@ def _ground_truth(footage: Footage, source: str, settings: dict[str, Any]) -> tu
     from samfeat_ros.evaluation.ground_truth import GroundTruthError, parse_extrinsics, read_ground_truth
     from samfeat_ros.evaluation.metrics import Truth
 
-    truth = read_ground_truth(source, footage.bag, footage.total)
+    truth = read_ground_truth(source, footage.bag, footage.total, cut=settings["limit"] is not None)
     truth = truth.with_camera_at(parse_extrinsics(settings["extrinsics"]))
     stamps = np.array([frame.stamp_ns for frame in footage.frames])
     numbers = np.array([frame.number for frame in footage.frames])
@@ -142,7 +148,13 @@ def _ground_truth(footage: Footage, source: str, settings: dict[str, Any]) -> tu
 
 
 def _run_all(
-    models: list[Any], baselines: list[str], footage: Footage, keypoints: int, rate: float | None, folder: Path
+    models: list[Any],
+    baselines: list[str],
+    footage: Footage,
+    keypoints: int,
+    rate: float | None,
+    folder: Path,
+    checks: dict[str, float],
 ) -> tuple[list[Run], dict[str, str]]:
     """Runs of all front-ends; what failed, with the reason."""
     from samfeat_ros.evaluation.baselines import run_baseline
@@ -159,7 +171,7 @@ def _run_all(
                 failures[choice.label] = str(error)
     for name in baselines:
         with _bar(name, len(footage.frames)) as bar:
-            runs.append(run_baseline(name, footage, keypoints, rate, bar.update))
+            runs.append(run_baseline(name, footage, keypoints, rate, bar.update, **checks))
     failures.update({run.name: "no frame was processed" for run in runs if not run.records})
     return [run for run in runs if run.records], failures
 
@@ -248,7 +260,10 @@ def _parameters(texts: list[str]) -> dict[str, Any]:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise OptionError(f"--parameter {text!r}: expected NAME=VALUE")
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise OptionError(f"--parameter {text!r}: the value is not YAML") from None
     return values
 
 

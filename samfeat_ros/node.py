@@ -7,6 +7,7 @@ parameters and services.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -106,8 +107,10 @@ class SamfeatNode(LifecycleNode):
                 self.create_service(SetBool, "~/enable", self._on_enable),
             ]
         except Exception as error:  # whatever a weights file or a runtime makes of it, a robot's log wants one line
-            self.get_logger().error(f"cannot configure: {_one_line(error)}")
             self._release()
+            if not self.context.ok():  # told to end, and a library made an error of its own of that
+                raise KeyboardInterrupt from error
+            self.get_logger().error(f"cannot configure: {_one_line(error)}")
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
 
@@ -202,7 +205,7 @@ class SamfeatNode(LifecycleNode):
         worker, self._worker = self._worker, None
         ended = worker is None or worker.stop(STOP_TIMEOUT_S)
         if not ended:
-            self.get_logger().warning("the worker is still building an engine; it ends when that is done")
+            self.get_logger().warning("the worker is still busy, maybe building an engine; it ends when that is done")
         return ended
 
     def _release(self) -> bool:
@@ -271,13 +274,14 @@ class SamfeatNode(LifecycleNode):
     # ---- out: the worker's thread ----
 
     def _process(self, frame: _Frame) -> None:
-        pipeline = self._pipeline
-        if pipeline is None:
+        pipeline, worker = self._pipeline, self._worker
+        if pipeline is None or worker is None:
             return
         queued = time.monotonic() - frame.received
         try:
             result = pipeline(frame.msg)
-            self._publish(result, queued)
+            if self._worker is worker:  # else the node was deactivated meanwhile, and the frame is of another time
+                self._publish(result, queued)
         except ImageError as error:
             self.statistics.drop(error.cause)
             self._warn(error.cause, f"image refused ({error.cause}): {error}")
@@ -327,6 +331,8 @@ class SamfeatNode(LifecycleNode):
     def _log(self, level: str, text: str) -> None:
         """Log for the extractor. One call per level: rclpy binds a level to the line of the call."""
         logger = self.get_logger()
+        if not self.context.ok():
+            return
         if level == "error":
             logger.error(text)
         elif level == "warning":
@@ -357,12 +363,26 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, (SamfeatError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
+def _spin(node: SamfeatNode, executor: SingleThreadedExecutor) -> None:
+    """Spin until the context ends. What ROS refuses costs a line, not the node: Humble and Jazzy raise RCLError, a
+    RuntimeError, out of the executor for a lifecycle request that does not fit the state."""
+    while rclpy.ok():
+        try:
+            executor.spin()
+        except RuntimeError as error:
+            if rclpy.ok():
+                node.get_logger().error(f"refused: {_one_line(error)}")
+                time.sleep(0.1)  # where it stays broken, not a busy loop
+
+
 def main(args: list[str] | None = None) -> int:
     """Executable `samfeat_node`.
 
     Returns:
         exit code: 0 after SIGINT or SIGTERM, 1 when `autostart` could not configure, 2 for an impossible parameter.
     """
+    # As SIGINT does: rclpy's own handler only ends the context, which nobody looks at while an engine is built.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     rclpy.init(args=args)
     node, code, ended = None, 0, True
     try:
@@ -372,17 +392,19 @@ def main(args: list[str] | None = None) -> int:
         if node.parameters.autostart and not node.start():
             code = 1
         else:
-            executor.spin()
+            _spin(node, executor)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except (ParameterException, InvalidParameterTypeException, InvalidParameterValueException) as error:
         print(f"samfeat: {_one_line(error)}", file=sys.stderr)
         code = 2
+    except RuntimeError:  # RCLError: told to end in the middle of a transition
+        if rclpy.ok():
+            raise
     finally:
         if node is not None:
             ended = node.close()
-        if rclpy.ok():
-            rclpy.shutdown()
+        rclpy.try_shutdown()
     if not ended:  # an engine build cannot be interrupted; the robot does not wait for it
         sys.stderr.flush()
         os._exit(code)

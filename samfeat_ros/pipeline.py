@@ -75,7 +75,7 @@ class Pipeline:
         self._mask = mask
         self._resized_mask: tuple[np.ndarray, np.ndarray] | None = None  # the mask it was made from, and itself
         self._camera_info: CameraInfo | None = None
-        self._camera: Camera | None = None
+        self._camera: tuple[CameraInfo, bool, Camera] | None = None  # what it was made from, and itself
         self._encoding: str | None = None
         self._stamp_ns: int | None = None
         self._must_reset = False
@@ -84,7 +84,6 @@ class Pipeline:
     def set_parameters(self, parameters: Parameters) -> None:
         """Use these parameters from the next frame on."""
         self._parameters = parameters
-        self._camera = None
 
     def set_mask(self, mask: np.ndarray) -> None:
         """Use this (H, W) uint8 mask from the next frame on."""
@@ -93,7 +92,7 @@ class Pipeline:
     def set_camera_info(self, msg: CameraInfo) -> None:
         """Use these intrinsics from the next frame on."""
         if self._camera_info is None or not _same_intrinsics(msg, self._camera_info):
-            self._camera_info, self._camera = msg, None
+            self._camera_info = msg
 
     def reset(self) -> None:
         """Restart the tracks with the next frame."""
@@ -166,13 +165,13 @@ class Pipeline:
         info = self._camera_info
         if info is None:
             return None
-        if self._camera is None:
+        if self._camera is None or self._camera[0] is not info or self._camera[1] != rectified:
             try:
-                self._camera = camera_from_msg(info, rectified)
+                self._camera = info, rectified, camera_from_msg(info, rectified)
             except ValueError as error:
                 self._warn("camera_info", f"camera_info is not used: {error}")
                 return None
-        camera, (height, width) = self._camera, image.shape[:2]
+        camera, (height, width) = self._camera[2], image.shape[:2]
         # Some drivers leave the size out.
         if camera.width and camera.height and (camera.width, camera.height) != (width, height):
             self._warn(

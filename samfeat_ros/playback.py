@@ -59,6 +59,8 @@ def prepare_environment() -> None:
     Call it before rclpy is imported. What the user has set (profile files, discovery range) is left alone.
     """
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Jazzy and later
+    if os.environ.get("ROS_DISTRO") == "humble":
+        os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)  # ROS from PyPI wheels looks for its share folders there
     profile = transport_profile()
     if profile:

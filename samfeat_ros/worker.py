@@ -30,11 +30,6 @@ class NewestWorker(Generic[Item]):
         self._thread = threading.Thread(target=self._run, name="samfeat-worker", daemon=True)
         self._thread.start()
 
-    @property
-    def stopping(self) -> bool:
-        """`stop` was called: what is handled now comes too late."""
-        return self._stopping
-
     def submit(self, item: Item) -> None:
         """Hand over an item; returns at once."""
         with self._wake:

@@ -145,6 +145,25 @@ def test_baselines_follow_the_wall(footage, name):
     assert evaluated.entry["relative_pose"]["1"]["pairs"] == 11
 
 
+@pytest.mark.parametrize("name", ["orb", "lk"])
+def test_baselines_take_the_checks_of_the_node(footage, name):
+    def inliers(**checks):
+        return sum(record.inlier.sum() for record in run_baseline(name, footage, 300, None, **checks).records)
+
+    assert inliers(threshold_px=0.01) < inliers()
+    assert all(record.number_prev is None for record in run_baseline(name, footage, 300, None, max_gap_s=1e-3).records)
+
+
+def test_footage_of_a_12_bit_camera(tmp_path):
+    pixels = [(16 * bag_maker.picture(index).astype("<u2")).view(np.uint8) for index in range(2)]
+    images = [replace(bag_maker.image(i), encoding="mono16", step=2 * WIDTH, data=pixels[i].ravel()) for i in range(2)]
+    path = write_bag(tmp_path / "bag", images=images)
+    for full_scale, brightest in ((65535, 16), (4095, 255)):
+        footage = Footage(Recording(path), full_scale_16bit=full_scale)
+        values = [picture.max() for _, picture in footage.images()]
+        assert max(values) <= brightest and min(values) > 0.7 * brightest
+
+
 @pytest.mark.parametrize("name", ["orb", "sift", "lk"])
 def test_baselines_are_repeatable(footage, name):
     assert run_baseline(name, footage, 100, None).digest() == run_baseline(name, footage, 100, None).digest()
@@ -154,7 +173,7 @@ def test_a_slow_front_end_drops_frames_at_the_recorded_rate(footage, monkeypatch
     """At 10 Hz, 0.26 s of work a frame: the newest waiting frame wins, and waits."""
 
     class Slow:
-        def __init__(self, budget: int) -> None:
+        def __init__(self, *settings) -> None:
             pass
 
         def __call__(self, image, info, camera):

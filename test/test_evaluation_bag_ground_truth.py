@@ -93,6 +93,11 @@ def test_kitti_file_goes_by_frame_number(bag, tmp_path):
     assert np.isnan(poses[2]).all()
     with pytest.raises(GroundTruthError, match="2 poses for 5 images"):
         read_ground_truth(str(path), bag, 5)
+    with pytest.raises(GroundTruthError, match="2 poses for 1 images"):
+        read_ground_truth(str(path), bag, 1)
+    first = read_ground_truth(str(path), bag, 1, cut=True)  # of the first image alone
+    assert len(first.poses) == 1
+    np.testing.assert_allclose(first.poses[0, :3, 3], [7, 8, 9])
 
 
 @pytest.mark.parametrize(

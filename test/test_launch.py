@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "launch" / "samfeat.launch.py"
 ARGUMENTS = {
-    "image_topic", "camera_info_topic", "image_transport", "model", "device", "engine", "params_file", "namespace",
-    "use_sim_time", "autostart", "log_level",
+    "image_topic", "camera_info_topic", "image_transport", "model", "weights", "device", "engine", "params_file",
+    "namespace", "use_sim_time", "autostart", "log_level",
 }  # fmt: skip
 
 

@@ -88,6 +88,35 @@ def test_signals_end_it_cleanly(rig, start, camera, sign):
     assert "Traceback" not in process.text() and "[ERROR]" not in process.text()
 
 
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_engine_is_built(start, tmp_path, sign):
+    process = start(autostart="true", cache_dir=str(tmp_path), image_width="1600", image_height="1200", device="auto")
+    deadline = time.monotonic() + TIMEOUT_S
+    while "engine" not in process.text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.end(sign) == 0
+    assert "Traceback" not in process.text() and "[ERROR]" not in process.text()
+
+
+def test_a_request_that_ros_refuses_does_not_end_the_node():
+    code = (
+        "import rclpy; from rclpy.executors import *; from samfeat_ros import node as module\n"
+        "rclpy.init(); node = module.SamfeatNode(); executor = SingleThreadedExecutor(); executor.add_node(node)\n"
+        "calls = []\n"
+        "def work():\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 1: raise RuntimeError('transition is not registered')\n"
+        "    rclpy.try_shutdown()\n"
+        "node.create_timer(0.05, work)\n"
+        "try: module._spin(node, executor)\n"
+        "except ExternalShutdownException: pass\n"
+        "print('calls', len(calls))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert "calls 2" in done.stdout, done.stderr
+    assert "refused: RuntimeError: transition is not registered" in done.stderr
+
+
 def test_a_signal_while_unconfigured(start):
     process = start(autostart="false")
     time.sleep(2)

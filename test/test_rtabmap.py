@@ -41,6 +41,8 @@ def test_detect_and_match(module, monkeypatch):
 
     module.init(64, 0.2, 20, 0, "indoor")
     assert module._extractor is extractor  # the matcher's init leaves the detector alone
+    module.init(0)
+    assert module._extractor is extractor  # as does a second detector on the same device
     sides = keypoints[:, :2], keypoints_to[:, :2], keypoints[:, 2], keypoints_to[:, 2]
     matches = module.match(*sides, descriptors, descriptors_to, 160, 120)
     assert matches.dtype == np.int64 and matches.flags.c_contiguous and matches.shape[1] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -28,14 +29,15 @@ class DetectAndMatch:
     Args:
         name: "orb" or "sift".
         budget: largest number of keypoints.
+        threshold_px, max_gap_s: of the epipolar test and of a restart, as the node's parameters.
     """
 
-    def __init__(self, name: str, budget: int) -> None:
+    def __init__(self, name: str, budget: int, threshold_px: float, max_gap_s: float) -> None:
         opencv: Any = cv2  # its stubs lack these
         self.detector = opencv.ORB_create(nfeatures=budget) if name == "orb" else opencv.SIFT_create(nfeatures=budget)
         self.describe = _orb_rows if name == "orb" else _root_sift_rows
         self.dim, self.budget = (256, budget) if name == "orb" else (128, budget)
-        self.tracker = FrameTracker(threshold_px=INLIER_THRESHOLD_PX, max_gap_s=MAX_GAP_S)
+        self.tracker = FrameTracker(threshold_px=threshold_px, max_gap_s=max_gap_s)
         self.number_prev: int | None = None
 
     def __call__(self, image: np.ndarray, info: FrameInfo, camera: Camera | None) -> tuple[Record, dict[str, float]]:
@@ -88,8 +90,8 @@ class LucasKanade:
     Tracks go on through epipolar inliers, as they do for the others; this is the front-end of the VINS family.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: int, threshold_px: float, max_gap_s: float) -> None:
+        self.budget, self.threshold_px, self.max_gap_s = budget, threshold_px, max_gap_s
         self.next_id = 0
         self._forget()
 
@@ -106,7 +108,7 @@ class LucasKanade:
             self._forget()
         number_prev = None if self.info is None else self.info.number
         before, points, ids = self._follow(grey)
-        inlier = epipolar_inliers(before, points, camera, INLIER_THRESHOLD_PX)
+        inlier = epipolar_inliers(before, points, camera, self.threshold_px)
         tracked = time.perf_counter()
         self.image, self.info = grey, info
         # a point that left the epipolar geometry ends its track
@@ -125,7 +127,7 @@ class LucasKanade:
     def _must_restart(self, info: FrameInfo) -> bool:
         if self.info is None or info.size != self.info.size:
             return True
-        return not 0 <= info.stamp_ns - self.info.stamp_ns <= MAX_GAP_S * 1e9
+        return not 0 <= info.stamp_ns - self.info.stamp_ns <= self.max_gap_s * 1e9
 
     def _follow(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.image is None or not len(self.points):
@@ -163,15 +165,21 @@ def _flow(image: np.ndarray, other: np.ndarray, points: np.ndarray) -> tuple[np.
     return moved, found
 
 
-BASELINES: dict[str, tuple[str, Callable[[int], FrontEnd]]] = {
-    "orb": ("OpenCV ORB, the node's matcher on the Hamming distance", lambda budget: DetectAndMatch("orb", budget)),
-    "sift": ("OpenCV SIFT as RootSIFT, the node's matcher", lambda budget: DetectAndMatch("sift", budget)),
+BASELINES: dict[str, tuple[str, Callable[[int, float, float], FrontEnd]]] = {
+    "orb": ("OpenCV ORB, the node's matcher on the Hamming distance", partial(DetectAndMatch, "orb")),
+    "sift": ("OpenCV SIFT as RootSIFT, the node's matcher", partial(DetectAndMatch, "sift")),
     "lk": ("good features to track, pyramidal Lucas-Kanade forward and back", LucasKanade),
 }
 
 
 def run_baseline(
-    name: str, footage: Footage, budget: int, rate: float | None, on_frame: Callable[[], None] = lambda: None
+    name: str,
+    footage: Footage,
+    budget: int,
+    rate: float | None,
+    on_frame: Callable[[], None] = lambda: None,
+    threshold_px: float = INLIER_THRESHOLD_PX,
+    max_gap_s: float = MAX_GAP_S,
 ) -> Run:
     """Run a classic front-end over the footage in this process.
 
@@ -180,9 +188,10 @@ def run_baseline(
 
     Args:
         rate: times the recorded speed; None = every frame is processed.
+        threshold_px, max_gap_s: of the epipolar test and of a restart, as the node's parameters.
     """
     description, make = BASELINES[name]
-    front_end, run = make(budget), Run(name, "baseline", len(footage.frames))
+    front_end, run = make(budget, threshold_px, max_gap_s), Run(name, "baseline", len(footage.frames))
     run.details["description"] = description
     worker, cpu = _Worker(), 0.0
     stages: dict[str, list[float]] = {}

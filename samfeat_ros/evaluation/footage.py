@@ -15,7 +15,7 @@ import yaml
 from samfeat_core.errors import SamfeatError
 from samfeat_core.geometry import Camera
 from samfeat_ros.bags import Bag, BagError, BagMessage, decode, typestore
-from samfeat_ros.image_input import ImageError, image_from_compressed_msg, image_from_msg
+from samfeat_ros.image_input import FULL_SCALE_16BIT, ImageError, image_from_compressed_msg, image_from_msg
 from samfeat_ros.messages import camera_from_msg
 from samfeat_ros.playback import CAMERA_INFO_TYPE, IMAGE_TOPIC, Frame, Recording
 
@@ -44,6 +44,7 @@ class Footage:
         camera_info: calibration file (YAML of camera_calibration) that replaces the CameraInfo of the bag.
         rectified: the images are rectified: take P of CameraInfo, and no distortion.
         on_frame: called after every image, for a progress bar.
+        full_scale_16bit: white of 16-bit images, as the node's parameter.
 
     Attributes:
         frames: usable images in order. refused: cause -> count of the others.
@@ -60,8 +61,10 @@ class Footage:
         camera_info: Path | None = None,
         rectified: bool = False,
         on_frame: Callable[[], None] = lambda: None,
+        full_scale_16bit: int = FULL_SCALE_16BIT,
     ) -> None:
         self.recording = recording
+        self._full_scale_16bit = full_scale_16bit
         self._camera_info = None if camera_info is None else read_calibration(camera_info)
         self._last_checked: bytes | None = None
         self._notes: list[str] = []
@@ -98,7 +101,7 @@ class Footage:
         usable = {frame.number: frame for frame in self.frames}
         for number, frame in enumerate(self.recording.frames()):
             if info := usable.get(number):
-                camera_info = self._camera_info or frame.camera_info
+                camera_info = self._camera_info or self._checked(frame.camera_info)
                 image = frame.image if frame.stamp_ns == info.stamp_ns else _restamped(frame.image, info.stamp_ns)
                 yield (
                     info,
@@ -112,8 +115,10 @@ class Footage:
 
     def _decode(self, frame: Frame) -> np.ndarray:
         message = decode(BagMessage(IMAGE_TOPIC, self.recording.image_type, frame.time_ns, frame.image))
-        compressed = self.recording.image_type.endswith("CompressedImage")
-        return image_from_compressed_msg(message) if compressed else image_from_msg(message)
+        convert = image_from_msg
+        if self.recording.image_type.endswith("CompressedImage"):
+            convert = image_from_compressed_msg
+        return convert(message, self._full_scale_16bit)
 
     def _checked(self, camera_info: bytes | None) -> bytes | None:
         """The CameraInfo if it can be decoded: a middleware that meets a broken message may end the node."""

@@ -79,20 +79,21 @@ class GroundTruth:
         return GroundTruth(self.source, self.stamps_ns, self.poses @ extrinsics, self.by_number)
 
 
-def read_ground_truth(source: str, bag: Bag, count: int) -> GroundTruth:
+def read_ground_truth(source: str, bag: Bag, count: int, cut: bool = False) -> GroundTruth:
     """Ground truth from a file where one of that name exists, else from a topic of the bag.
 
     Args:
         source: path of a TUM file (time x y z qx qy qz qw) or a KITTI file (12 numbers, row i = image i), or a topic
             of type PoseStamped, PoseWithCovarianceStamped, Odometry or TransformStamped.
         count: number of images of the recording, which a KITTI file must match.
+        cut: these are the first images only, and the file may go on.
 
     Raises:
         GroundTruthError: the file or topic cannot be used. BagError: there is no such topic.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _read_file(path, count)
+        return _read_file(path, count, cut)
     try:
         topic = bag.require(source, tuple(POSE_TYPES))
     except BagError as error:
@@ -131,7 +132,7 @@ def parse_extrinsics(text: str) -> np.ndarray:
     return pose_matrix(values[:3], values[3:])
 
 
-def _read_file(path: Path, count: int) -> GroundTruth:
+def _read_file(path: Path, count: int, cut: bool) -> GroundTruth:
     try:
         rows = [[float(word) for word in line.replace(",", " ").split()] for line in _lines(path)]
     except (OSError, ValueError) as error:
@@ -142,7 +143,7 @@ def _read_file(path: Path, count: int) -> GroundTruth:
         stamps = np.round(values[:, 0] * 1e9).astype(np.int64)
         return _checked(str(path), stamps, values[:, 1:4], values[:, 4:])
     if widths == {12}:
-        return _from_kitti(path, np.array(rows), count)
+        return _from_kitti(path, np.array(rows)[: count if cut else None], count)
     raise GroundTruthError(f"{path}: rows of {sorted(widths)} numbers, expected 8 (TUM) or 12 (KITTI)")
 
 

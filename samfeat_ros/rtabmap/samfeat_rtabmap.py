@@ -15,13 +15,17 @@ The interpreter that rtabmap embeds must find samfeat_core: source the workspace
 from __future__ import annotations
 
 import os
+from threading import Lock
 
 import numpy as np
 
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.matching import match_mutual
 
+# rtabmap makes a detector for odometry and one for the map of this one module, and calls them from two threads.
+_lock = Lock()
 _extractor: FeatureExtractor | None = None
+_extractor_on: bool | None = None
 _min_similarity: float | None = None
 
 
@@ -52,7 +56,8 @@ def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if _extractor is None:
         raise RuntimeError("detect was called before init(cuda)")
     # rtabmap owns the buffer and reads the answers as C arrays.
-    features = _extractor(np.array(image, np.uint8))
+    with _lock:
+        features = _extractor(np.array(image, np.uint8))
     keypoints = np.column_stack([features.keypoints, features.scores])
     return np.ascontiguousarray(keypoints, np.float32), np.ascontiguousarray(features.matchable, np.float32)
 
@@ -83,7 +88,9 @@ def match(
 
 
 def _init_detector(cuda: bool) -> None:
-    global _extractor
+    global _extractor, _extractor_on
+    if _extractor_on == cuda:
+        return
     _extractor = FeatureExtractor.from_pretrained(
         os.environ.get("SAMFEAT_MODEL", "samfeat-nano"),
         device="auto" if cuda else "cpu",
@@ -92,6 +99,7 @@ def _init_detector(cuda: bool) -> None:
         weights=os.environ.get("SAMFEAT_WEIGHTS") or None,
         log=lambda level, text: print(f"samfeat {level}: {text}", flush=True),
     )
+    _extractor_on = cuda
 
 
 def _init_matcher(threshold: float) -> None:
