@@ -17,7 +17,9 @@ ROOM_BAG := $(OUT)/demo/room_bag
 
 # ROS comes from wheels in the venv and finds its share folders there; a sourced /opt/ros would be mixed with it.
 export AMENT_PREFIX_PATH := $(abspath $(VENV))
+ifneq ($(READY),)
 unexport PYTHONPATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE ROS_DISTRO RMW_IMPLEMENTATION COLCON_PREFIX_PATH
+endif
 
 .PHONY: help setup demo test test-slow lint clean distclean
 .DELETE_ON_ERROR:
@@ -73,6 +75,7 @@ distclean: clean
 	rm -rf $(VENV)
 
 # ---- training: docs/training.md ----
+# A machine that has PyTorch and no registry runs its own Python: make train-samfeat PY=python3 READY=
 
 DATA ?= ../shared/data
 RUNS ?= runs
@@ -111,12 +114,12 @@ ablation: $(READY)
 
 evaluate-runs: $(READY)
 	$(PY) -m training.evaluate --data $(DATA)/eval --output $(OUT)/evaluation $(foreach run,$(wildcard $(RUNS)/*/best.safetensors),\
-		--extractor $(if $(findstring nano,$(run)),samfeat-nano,samfeat)=$(run))
+		--extractor $(if $(findstring nano,$(run)),samfeat-nano,$(if $(findstring scfeat,$(run)),scfeat,samfeat))=$(run))
 
 # For a machine that cannot reach the data: archives small enough to send, in $(OUT)/pack; `make unpack` there.
 pack:
 	rm -rf $(OUT)/pack && mkdir -p $(OUT)/pack
-	tar -cf - $(OUT)/teacher $(OUT)/pairs -C $(DATA) photos | split -b 60M - $(OUT)/pack/part.
+	tar -czf - $(OUT)/teacher $(OUT)/pairs -C $(DATA) photos | split -b 55M - $(OUT)/pack/part.
 
 unpack:
-	mkdir -p data && cat $(OUT)/pack/part.* | tar -xf - && mv photos data/
+	mkdir -p data && cat $(OUT)/pack/part.* | tar -xzf - && mv photos data/

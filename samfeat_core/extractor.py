@@ -93,16 +93,18 @@ class FeatureExtractor:
         if device == "auto" or engine == "auto":
             notes = "; ".join(([why] if chosen == "cpu" and device == "auto" else []) + missing)
             log("info", f"{name}: engine {names[0]} on {chosen}" + (f" ({notes})" if notes else ""))
+        path = find_weights(name, weights)
+        usual = spec.detection(path)
         default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samfeat_ros"
         return cls(
             spec,
-            find_weights(name, weights),
+            path,
             chosen,
             names,
             log,
             max_keypoints=checked("max_keypoints", max_keypoints, 1, 65536),
-            threshold=spec.threshold if threshold is None else checked("threshold", threshold, 0.0, 1.0),
-            nms_radius=spec.nms_radius if nms_radius is None else checked("nms_radius", nms_radius, 1, 32),
+            threshold=usual.threshold if threshold is None else checked("threshold", threshold, 0.0, 1.0),
+            nms_radius=usual.nms_radius if nms_radius is None else checked("nms_radius", nms_radius, 1, 32),
             border=checked("border", border, 0, 256),
             resize=None if resize is None else checked("resize", resize, 32, MAX_SIDE),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else default_cache,
@@ -111,6 +113,11 @@ class FeatureExtractor:
     @property
     def model_name(self) -> str:
         return self.spec.name
+
+    @property
+    def default_threshold(self) -> float:
+        """Least score in [0, 1] that suits the weights."""
+        return self.spec.detection(self.weights).threshold
 
     @property
     def descriptor_dim(self) -> int:
@@ -150,7 +157,7 @@ class FeatureExtractor:
         keep = np.flatnonzero(scores >= max(self.threshold, 1e-9))[: self.max_keypoints]
         scale = np.array([network_width / width, network_height / height], np.float32)
         return Features(
-            np.clip((keypoints[keep] + 0.5) / scale - 0.5, 0, np.float32((width - 1, height - 1))),
+            np.clip((keypoints[keep] + 0.5) / scale - 0.5, 0, np.array((width - 1, height - 1), np.float32)),
             scores[keep],
             descriptors[keep],
             size,

@@ -68,7 +68,7 @@ class Pipeline:
         warn: Callable[[str, str], None] = lambda key, text: None,
     ) -> None:
         self.extractor = extractor
-        self._default_threshold = extractor.spec.threshold
+        self._default_threshold = extractor.default_threshold
         self._tracker = FrameTracker()
         self._warn = warn
         self._lock = threading.Lock()

@@ -8,9 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from samfeat_core.features import Features
+from samfeat_core.models import build_network
 from training.label import app, label
 from training.labels import KeypointLabels, LabelStore
 from training.labels.detectors import load_detector
@@ -250,6 +253,19 @@ def test_features_of_an_extractor_in_pixels_of_the_photograph(photos, tmp_path):
     np.testing.assert_allclose(entry.keypoints[entry.octaves == 1], expected, atol=1)
     again = run("features", photos, tmp_path / "store", "--extractor", "sift", "--count", 60, "--octaves", 2)
     assert "0 photographs written" in again.output
+
+
+def test_features_of_other_weights_of_the_same_name_are_refused(photos, tmp_path):
+    weights = tmp_path / "best.safetensors"
+    for seed, code in ((1, 0), (1, 0), (2, 1)):
+        torch.manual_seed(seed)
+        save_file(build_network("samfeat-nano").state_dict(), weights)
+        extractor = f"samfeat-nano={weights}"
+        result = run(
+            "features", photos, tmp_path / "store", "--extractor", extractor, "--octaves", 1, "--device", "cpu"
+        )
+        assert result.exit_code == code, result.output
+    assert "was written with weights = " in result.output
 
 
 def test_scores_that_are_no_probabilities_are_refused(photos, tmp_path):

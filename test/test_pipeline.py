@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ from samfeat_ros.pipeline import Pipeline  # noqa: E402
 class Extractor:
     """Finds nothing, and calls `meanwhile` while it looks."""
 
-    spec = SimpleNamespace(threshold=0.5)
-    max_keypoints, threshold = 1024, 0.5
+    max_keypoints, threshold, default_threshold = 1024, 0.5, 0.5
 
     def __init__(self):
         self.meanwhile = lambda: None

@@ -15,13 +15,14 @@ import yaml
 from torch import nn
 from typer.testing import CliRunner
 
-from samfeat_core.models import build_network
+from samfeat_core.models import DenseFeatures, build_network
 from samfeat_core.weights import load_network
 from training.config import OptimizerConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask, FeatureTaskConfig, LossWeights, carry
 from training.label import app as label
 from training.pairs import PairBatch, pixel_grid
 from training.trainer import Trainer
+from training.validation import MatchingValidation
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,6 +72,8 @@ def test_a_run_writes_weights_that_load_and_resumes_to_the_same_result(config, t
         torch.testing.assert_close(second["network"][name], tensor, rtol=0, atol=0, msg=name)
     lines = (tmp_path / "straight" / "validation.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [3, 6]
+    other = run_training(config, tmp_path / "half", "--set", "optimizer.cooldown=0", "--set", "optimizer.lr=0.5")
+    assert other.returncode == 2 and "holds a run with optimizer.lr 0.001, not 0.5" in other.stderr
 
 
 def test_a_run_imitates_the_features_in_a_store(config, photos, tmp_path):
@@ -185,6 +188,86 @@ def unused_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("cooldown", [None, 4, 100])
+def test_the_rate_falls_from_the_end_of_the_warm_up_at_the_earliest(tmp_path, cooldown):
+    trainer = make_trainer(Numbers(), tmp_path, 8)
+    trainer.config = OptimizerConfig(warmup=2, cooldown=cooldown)
+    rates = [trainer._rate(step) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[10] == pytest.approx(trainer.config.final)
+    steps = np.diff(rates[2:])
+    assert (steps <= 0).all()
+    np.testing.assert_allclose(steps[steps < 0], -0.99 / (4 if cooldown == 4 else 8))
+
+
+def test_the_average_follows_its_definition(tmp_path):
+    trainer = make_trainer(Numbers(), tmp_path, 8)
+    mean = trainer.network[0].weight.detach().clone()
+    for step in range(5):
+        trainer.train_step()
+        new = trainer.network[0].weight.detach()
+        mean = new.clone() if step == 0 else mean + max(0.001, 9 / (10 + step)) * (new - mean)
+    torch.testing.assert_close(trainer.average.module[0].weight.detach(), mean)
+
+
+class Points(nn.Module):
+    """Every pixel of a random map is as good a keypoint as its score, and has a descriptor of its own."""
+
+    def forward(self, image):
+        torch.manual_seed(1)
+        return DenseFeatures(torch.randn_like(image), F.normalize(torch.randn(len(image), 32, *image.shape[2:]), dim=1))
+
+
+def test_validation_counts_matches_of_what_is_not_shown_as_wrong():
+    batch = synthetic_batch()
+    assert MatchingValidation([batch], 2)(Points())["mma1"] == 1
+    batch.warp01[:, :, 32:] = torch.nan
+    scores = MatchingValidation([batch], 2)(Points())
+    assert 0.3 < scores["mma1"] < 0.7 and scores["mma1"] == scores["mma3"]
+
+
+def test_views_are_made_in_full_precision():
+    class Network(nn.Module):
+        channels = 1
+
+        def forward(self, images):
+            seen.append(images)
+            raise StopIteration
+
+    seen, off = [], LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 0.0))
+    for enabled in (False, True):
+        batch = synthetic_batch(8)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), pytest.raises(StopIteration):
+            FeatureTask(Network(), FeatureTaskConfig(), off)(batch, 0)
+    assert torch.equal(*seen)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("model", ["samfeat-nano", "samfeat"])
+def test_a_step_with_every_loss_on_a_gpu(tmp_path, model, precision):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA")
+    everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0))
+    network = build_network(model)
+
+    class Source(Numbers):
+        def sample(self, count):
+            batch = synthetic_batch(count)
+            if network.channels == 3:
+                batch.image0, batch.image1 = (view.expand(-1, 3, -1, -1) for view in (batch.image0, batch.image1))
+            return PairBatch(*(None if value is None else value.cuda() for value in vars(batch).values()))
+
+    task = FeatureTask(network, FeatureTaskConfig(points=32, corner_steps=0), everything)
+    validate = MatchingValidation([Source().sample(2)], 2)
+    options = {"optimizer": OptimizerConfig(warmup=2), "precision": precision, "validate_every": 3, "device": "cuda"}
+    trainer = Trainer(task, Source(), validate, tmp_path, batch=8, steps=6, **options)
+    trainer.run()
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+    resumed = Trainer(task, Source(), validate, tmp_path, batch=8, steps=6, **options)
+    resumed.resume()
+    assert resumed.step == 6
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

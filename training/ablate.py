@@ -6,7 +6,6 @@ The same short run, seed and data once per variant, each with other losses on; t
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from samfeat_core.errors import SamfeatError
 from training.config import load_config
 from training.feature_task import LossWeights
 from training.photo_store import StoreError
-from training.train import train
+from training.train import prepare, train
 from training.trainer import own_rank, start_distributed
 
 TEACHER = ("dis", "wsc", "edge")
@@ -64,10 +63,10 @@ def main(
     try:
         base = load_config(config, [*set_, f"steps={steps}"])
         place = start_distributed(device)
+        prepared = prepare(dataclasses.replace(base, losses=losses_of("all", base.losses)), place)
         for name in names:
             run = dataclasses.replace(base, losses=losses_of(name, base.losses))
-            train(run, output / name, place)
-            gc.collect()  # a trainer refers to itself, and holds all photographs
+            train(run, output / name, place, prepared)
             if own_rank() != 0:
                 continue  # the first process speaks for all
             table[name] = best_scores(output / name)

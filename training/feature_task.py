@@ -91,7 +91,8 @@ class FeatureTask(nn.Module):
         self.photometric = Photometric(config.photometric, network.channels)  # type: ignore[arg-type]
 
     def forward(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
-        images = self.photometric(torch.cat((batch.image0, batch.image1)))
+        with torch.autocast(batch.image0.device.type, enabled=False):  # views are made in full precision
+            images = self.photometric(torch.cat((batch.image0, batch.image1)))
         images = images.contiguous(memory_format=torch.channels_last)
         first, second = split(plain_layout(self.network(images)), len(batch))
         # Losses stay in single precision, and their means count the images of all ranks.

@@ -12,6 +12,7 @@ Killed or interrupted, the same command continues. Under torchrun every rank lab
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 import typer
 
 from samfeat_core.errors import SamfeatError
+from samfeat_core.extractor import FeatureExtractor
 from training.evaluation.extractors import resolve
 from training.labels import features
 from training.labels.detectors import OPENCV, Detector, load_detector
@@ -56,7 +58,7 @@ def label_photos(
         labels = LabelStore(store)
         labels.create(
             {
-                "base": Path(base).name,
+                "base": base if base in OPENCV else f"{Path(base).name} {fingerprint(Path(base))}",
                 "views": views,
                 "threshold": threshold,
                 "count": count,
@@ -91,7 +93,10 @@ def label_features(
         found = find_photos(photos)
         example = find_extractor(extractor, count, pick_device(device))
         kept = features.FeatureStore(store)
-        kept.create({"extractor": extractor, "count": count, "octaves": octaves, "long_side": long_side})
+        settings: dict[str, object] = {"count": count, "octaves": octaves, "long_side": long_side}
+        if isinstance(example, FeatureExtractor):  # another training's weights may have come under the same name
+            settings["weights"] = fingerprint(example.weights)
+        kept.create({"extractor": extractor, **settings})
 
         def work(photo: Photo, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:
             return features.pack(features.look(read_photo(photo.path), example, octaves, long_side), extractor)
@@ -119,10 +124,23 @@ def bootstrap_detector(
         typer.echo(f"{output}: on fresh shapes, within 2 pixels: precision {precision:.3f}, recall {recall:.3f}")
 
 
+def fingerprint(weights: Path) -> str:
+    """What tells weights files (or folders of .pth files) of one name apart."""
+    digest = hashlib.sha256()
+    for path in sorted(weights.glob("*.pth")) if weights.is_dir() else [weights]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def find_extractor(name: str, count: int, device: str) -> Extractor:
     """The extractor of an option. StoreError: there is none of that name, or its weights cannot be loaded."""
+    kind, _, index = device.partition(":")
+    if index:
+        import torch
+
+        torch.cuda.set_device(int(index))  # engines run on the current GPU
     try:
-        return resolve(name, count, device, engine="eager")  # photographs come in many sizes: nothing to compile for
+        return resolve(name, count, kind, engine="eager")  # photographs come in many sizes: nothing to compile for
     except (ValueError, SamfeatError) as error:
         raise StoreError(str(error)) from None
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import torch
 import typer
 
 from samfeat_core.errors import SamfeatError
-from samfeat_core.models import find_class
+from samfeat_core.models import find_class, model_spec
 from samfeat_core.weights import load_into
 from training.config import DataConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask
@@ -24,14 +25,16 @@ from training.pairs import PairBatch, concatenate
 from training.pairs.homography import HomographyPairs
 from training.pairs.photometric import Photometric
 from training.pairs.photos import PhotoLoader, PhotoSource, load_photos
-from training.pairs.stored import PairSampler, StoredPairs
+from training.pairs.stored import Pair, PairSampler, StoredPairs
 from training.photo_store import PhotoStore, StoreError
 from training.scfeat.train import ScfeatConfig, names_stage
 from training.scfeat.train import train as train_scfeat
 from training.teacher.store import TeacherStore
-from training.trainer import Trainer, own_rank, start_distributed
+from training.trainer import CHECKPOINT, Trainer, own_rank, start_distributed
 from training.validation import MatchingValidation
 
+CONFIG = "config.json"  # beside the checkpoint
+MAY_CHANGE = ("steps", "validate_every")  # in a run that goes on
 COLOUR = 3  # also for a grey network: what is grey to it is drawn anew for every view (`photometric.grey`)
 
 Store = TypeVar("Store", bound=PhotoStore)
@@ -85,17 +88,33 @@ def validation_batches(
     return batches
 
 
-def stored_pairs(data: DataConfig, device: torch.device) -> PairSampler:
-    """All pairs with true parallax of the folders, in memory."""
-    stored = [StoredPairs(folder) for folder in data.pairs]
-    every = [pairs[index] for pairs in stored for index in range(len(pairs))]
-    return PairSampler(every, data.size, COLOUR, device)
-
-
 def opened(store: Store) -> Store:
     """The store, after a look at its manifest."""
     store.settings()
     return store
+
+
+def check_same_run(config: TrainConfig, output: Path) -> None:
+    """ValueError where `output` holds a run of another configuration, which would silently be gone on with."""
+    if not (output / CHECKPOINT).exists() or not (output / CONFIG).exists():
+        return
+    there = flat(json.loads((output / CONFIG).read_text()))
+    here = flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    changed = [key for key in here if there.get(key) != here[key] and key not in MAY_CHANGE]
+    if changed:
+        raise ValueError(
+            f"{output} holds a run with {changed[0]} {there.get(changed[0])}, not {here[changed[0]]}: "
+            f"give another --output, or remove it"
+        )
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    parts = [
+        flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        for key, value in tree.items()
+    ]
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def check_losses(config: TrainConfig) -> None:
@@ -107,8 +126,21 @@ def check_losses(config: TrainConfig) -> None:
             raise ValueError(f"losses.{used[0]} is {getattr(config.losses, used[0])}, but data.{needs} names no store")
 
 
-def train(config: TrainConfig, output: Path, device: torch.device) -> float:
-    """Run one configuration; returns the best validation score."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a configuration's data are once they are in memory; runs that differ elsewhere share them."""
+
+    photos: PhotoSource
+    held_out: PhotoSource
+    parallax: list[Pair]
+
+
+def prepare(config: TrainConfig, device: torch.device) -> Prepared:
+    """Read and check everything that `config.data` names.
+
+    Raises:
+        ValueError: a folder, a size or a loss's store is not as expected. StoreError: a store is of another kind.
+    """
     data = config.data
     check_losses(config)
     network_class = find_class(config.model)
@@ -122,21 +154,30 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> float:
         opened(LabelStore(data.labels)) if data.labels else None,
         opened(FeatureStore(data.features)) if data.features else None,
     )
-    everything = load_photos(data.photos, loader, device)
-    photos, held = hold_out(everything, data.validation)
+    stored = [StoredPairs(folder) for folder in data.pairs if data.parallax]
+    photos, held_out = hold_out(load_photos(data.photos, loader, device), data.validation)
+    return Prepared(photos, held_out, [pairs[index] for pairs in stored for index in range(len(pairs))])
+
+
+def train(config: TrainConfig, output: Path, device: torch.device, prepared: Prepared | None = None) -> float:
+    """Run one configuration, on data that are prepared already where given; returns the best validation score."""
+    check_same_run(config, output)
+    prepared = prepared or prepare(config, device)
+    data, network_class = config.data, find_class(config.model)
     channels: int = network_class.channels  # type: ignore[attr-defined]
-    validate = MatchingValidation(validation_batches(held, data, device, channels))
+    batches = validation_batches(prepared.held_out, data, device, channels)
+    validate = MatchingValidation(batches, model_spec(config.model).usual.nms_radius)
     rank = own_rank()
     torch.manual_seed(config.seed)
     network = network_class()
     if config.init:
         load_into(network, config.init)
     torch.manual_seed(config.seed + 1000 * rank)  # the same network everywhere, other views on every rank
-    parallax = stored_pairs(data, device) if data.pairs and data.parallax else None
-    source = MixedSource(HomographyPairs(photos, data.size, device, data.homography), parallax, data.parallax)
+    parallax = PairSampler(prepared.parallax, data.size, COLOUR, device) if prepared.parallax else None
+    source = MixedSource(HomographyPairs(prepared.photos, data.size, device, data.homography), parallax, data.parallax)
     if rank == 0:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        (output / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1))
     trainer = Trainer(
         FeatureTask(network, config.task, config.losses),
         source,

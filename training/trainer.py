@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from training.config import OptimizerConfig
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKPOINT = "last.pt"
 BEST = "best.safetensors"
@@ -83,7 +84,7 @@ class Trainer:
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")  # type: ignore[attr-defined]
-        self.average = AveragedModel(self.network, avg_fn=self._average, use_buffers=True)
+        self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         self.step, self.best = 0, -math.inf
         self.busy, self.waited = 0.0, 0.0
 
@@ -91,16 +92,22 @@ class Trainer:
         """Learning rate relative to `lr`: warm-up, then decay."""
         if step < self.config.warmup:
             return (step + 1) / self.config.warmup
-        start = self.config.warmup if self.config.cooldown is None else self.steps - self.config.cooldown
+        start = self.config.warmup
+        if self.config.cooldown is not None:  # a run may be shorter than its cooldown
+            start = max(start, self.steps - self.config.cooldown)
         done = min(max(step - start, 0) / max(self.steps - start, 1), 1.0)
         left = (1 + math.cos(math.pi * done)) / 2 if self.config.schedule == "cosine" else 1 - done
         return self.config.final + (1 - self.config.final) * left
 
-    def _average(self, mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        """Exponential moving average that weighs new values more at first, so that it does not lag."""
-        if not mean.is_floating_point():
-            return new
-        return torch.lerp(mean, new, max(1 - self.config.ema, 9 / (10 + int(count))))
+    def _average(self, means: Tensors, new: Tensors, count: Tensor | int) -> None:
+        """Exponential moving average, in place, that weighs new values more at first, so that it does not lag.
+
+        Of all tensors of one kind at once, and by the step, which is known here: `count` may be on the GPU.
+        """
+        if means[0].is_floating_point():
+            torch._foreach_lerp_(means, new, max(1 - self.config.ema, 9 / (10 + self.step)))
+        else:
+            torch._foreach_copy_(means, new)
 
     def run(self) -> float:
         """Train to the last step, resuming from `output/last.pt` where it exists; returns the best score (rank 0)."""
@@ -153,6 +160,8 @@ class Trainer:
             writer.add_scalar(f"train/{name}", float(figure), self.step)
         writer.add_scalar("train/rate", self.schedule.get_last_lr()[0], self.step)
         writer.add_scalar("train/data_share", self.waited / max(self.busy, 1e-9), self.step)
+        if (busy := gpu_busy(self.device)) is not None:
+            writer.add_scalar("train/gpu_busy", busy, self.step)
         self.busy = self.waited = 0.0
         progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
 
@@ -230,6 +239,16 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         beside.unlink(missing_ok=True)
         raise OSError(f"{path}: could not be written ({error})") from None
     beside.replace(path)
+
+
+def gpu_busy(device: torch.device) -> float | None:
+    """Share of the last fraction of a second in which the GPU computed, in [0, 1]; None where nobody can tell."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (ImportError, RuntimeError):  # without nvidia-ml-py, or on a board without NVML
+        return None
 
 
 def own_rank() -> int:

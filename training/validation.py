@@ -18,10 +18,12 @@ class MatchingValidation:
     Args:
         batches: photometrically changed already; the same in every validation.
         keypoints: per image.
-    Returns from a call: {"mma1", "mma3", "matches", "score"}; the score is the mean of mma1 and mma3.
+        nms_radius: in pixels, as it will be used.
+    Returns from a call: {"mma1", "mma3", "matches", "score"}; the score is the mean of mma1 and mma3. A match of a
+    point that the other view does not show is wrong, as it is on a robot.
     """
 
-    def __init__(self, batches: list[PairBatch], keypoints: int = 400, nms_radius: int = 2) -> None:
+    def __init__(self, batches: list[PairBatch], nms_radius: int, keypoints: int = 400) -> None:
         self.batches, self.keypoints, self.nms_radius = batches, keypoints, nms_radius
 
     @torch.no_grad()
@@ -35,9 +37,8 @@ class MatchingValidation:
             mutual = back.gather(1, best) == torch.arange(best.shape[1], device=best.device)
             truth = carry(batch.warp01, pixels0, points0 - pixels0).points
             error = (points1.gather(1, best[..., None].expand(-1, -1, 2)) - truth).norm(dim=-1)
-            visible = torch.isfinite(truth).all(-1)
-            for row, keep in zip(error, mutual & visible, strict=True):
-                errors.append(row[keep])
+            error = error.nan_to_num(nan=torch.inf)
+            errors += [row[keep] for row, keep in zip(error, mutual, strict=True)]
             shares.append(mutual.float().sum(1))
         accuracy = {f"mma{limit}": mean([share_below(error, limit) for error in errors]) for limit in (1, 3)}
         return {

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 import numpy as np
 import torch
+from torch import nn
 
 from samfeat_core.detection import ExtractionGraph
 from samfeat_core.engines import Job, RawFeatures
@@ -11,11 +15,20 @@ from samfeat_core.errors import EngineError
 from samfeat_core.weights import load_network
 
 
-def extraction_graph(job: Job, half: bool = False) -> ExtractionGraph:
-    """The job's graph with its weights, in evaluation mode on its device; the network in half precision if asked."""
-    network = load_network(job.spec.name, job.weights).eval().requires_grad_(False)
+def extraction_graph(job: Job, half: bool = False, network: nn.Module | None = None) -> ExtractionGraph:
+    """The job's graph in evaluation mode on its device, with its weights or with a network that has them.
+
+    half: the network runs in half precision.
+    """
+    network = network or load_network(job.spec.name, job.weights).eval().requires_grad_(False)
     count = min(job.max_keypoints, job.height * job.width)
     return ExtractionGraph(network, count, job.nms_radius, half).eval().to(job.device)
+
+
+@lru_cache(maxsize=1)
+def _shared_network(name: str, weights: Path, changed_ns: int, device: str) -> nn.Module:
+    """One network for the engines of all image sizes: reading it takes longer than most images do."""
+    return load_network(name, weights).eval().requires_grad_(False).to(device)
 
 
 def example_inputs(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +44,8 @@ class EagerEngine:
 
     def __init__(self, job: Job) -> None:
         self.device = job.device
-        self.graph = extraction_graph(job)
+        changed_ns = job.weights.stat().st_mtime_ns
+        self.graph = extraction_graph(job, network=_shared_network(job.spec.name, job.weights, changed_ns, job.device))
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ class DenseFeatures(NamedTuple):
         return torch.nn.functional.normalize(torch.cat((rows, (offset + power * logits).exp()), -1), dim=-1)
 
 
+class Detection(NamedTuple):
+    """How peaks of the score map become keypoints: NMS radius in pixels, and the least sigmoid score."""
+
+    nms_radius: int
+    threshold: float
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A network's constants, known without building it.
@@ -82,8 +90,9 @@ class ModelSpec:
         channels: 1 (grey) or 3 (RGB) input channels.
         stride_multiple: height and width of the network's input are multiples of this.
         descriptor_dim: D.
-        nms_radius, threshold: defaults of detection; the threshold is on the sigmoid score.
+        usual: detection that suits the weights that our training makes.
         weighted: descriptors carry an attention weight.
+        authors: detection that suits the checkpoint of the network's authors, if there is one.
     """
 
     name: str
@@ -91,17 +100,30 @@ class ModelSpec:
     channels: int
     stride_multiple: int
     descriptor_dim: int
-    nms_radius: int
-    threshold: float
+    usual: Detection
     weighted: bool = False
+    authors: Detection | None = None
+
+    def detection(self, weights: Path) -> Detection:
+        """What suits a weights file: ours are safetensors, the authors' are not."""
+        return self.usual if self.authors is None or weights.suffix == ".safetensors" else self.authors
 
 
 MODELS = {
     spec.name: spec
     for spec in (
-        ModelSpec("samfeat-nano", "samfeat_core.models.nano:SamfeatNano", 1, 32, 64, 1, 0.005),
-        ModelSpec("samfeat", "samfeat_core.models.samfeat:Samfeat", 3, 8, 128, 4, 0.5, weighted=True),
-        ModelSpec("scfeat", "samfeat_core.models.scfeat:Scfeat", 3, 16, 128, 4, 0.0),
+        ModelSpec("samfeat-nano", "samfeat_core.models.nano:SamfeatNano", 1, 32, 64, Detection(1, 0.005)),
+        ModelSpec(
+            "samfeat",
+            "samfeat_core.models.samfeat:Samfeat",
+            3,
+            8,
+            128,
+            Detection(2, 0.005),
+            weighted=True,
+            authors=Detection(4, 0.5),
+        ),
+        ModelSpec("scfeat", "samfeat_core.models.scfeat:Scfeat", 3, 16, 128, Detection(4, 0.0)),
     )
 }
 

@@ -66,7 +66,7 @@ class NetworkDetector:
         model = metadata.get("model", model)
         try:
             spec = model_spec(model)
-            threshold = float(metadata.get("threshold", spec.threshold))
+            threshold = float(metadata.get("threshold", spec.usual.threshold))
             return cls(load_network(model, path), spec, count, threshold, device)
         except (ValueError, WeightsError) as error:
             raise StoreError(str(error)) from error

@@ -251,5 +251,7 @@ def project(matrices: Tensor, grid: Tensor) -> Tensor:
 
 def sample_at(image: Tensor, at: Tensor, mode: str) -> Tensor:
     """Sample (B, C, h, w) at its own pixel positions (B, H, W, 2); the border is mirrored."""
-    size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=at.dtype, device=at.device)
-    return F.grid_sample(image, (at + 0.5) / size * 2 - 1, mode=mode, padding_mode="reflection", align_corners=False)
+    height, width = image.shape[-2:]
+    x, y = at.unbind(-1)
+    grid = torch.stack(((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1), -1)
+    return F.grid_sample(image, grid, mode=mode, padding_mode="reflection", align_corners=False)

@@ -53,7 +53,7 @@ class Photometric:
 
 def _uniform(images: Tensor, low: float, high: float, channels: int = 1) -> Tensor:
     """(B, channels, 1, 1) random factors."""
-    return (torch.rand(len(images), channels, 1, 1) * (high - low) + low).to(images.device)
+    return torch.rand(len(images), channels, 1, 1, device=images.device) * (high - low) + low
 
 
 def tone(images: Tensor, strength: float) -> Tensor:
@@ -81,7 +81,7 @@ def grey(images: Tensor, strength: float) -> Tensor:
 def shadow(images: Tensor, strength: float) -> Tensor:
     """Darken a random smooth region, with a border that is at times sharp."""
     count, height, width = len(images), *images.shape[-2:]
-    coarse = torch.randn(count, 1, 4, 5).to(images.device)
+    coarse = torch.randn(count, 1, 4, 5, device=images.device)
     field = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
     sharpness = torch.exp(_uniform(images, 0, 4))
     return images * (1 - torch.sigmoid(field * sharpness) * _uniform(images, 0.2, 0.7) * min(strength, 1.0))
@@ -89,15 +89,19 @@ def shadow(images: Tensor, strength: float) -> Tensor:
 
 def blur(images: Tensor, strength: float) -> Tensor:
     """Gaussian blur, or motion blur along a random direction: one random kernel per image."""
-    span = torch.arange(BLUR_SIZE, dtype=torch.float32) - BLUR_SIZE // 2
+
+    def random() -> Tensor:
+        return torch.rand(len(images), 1, 1, device=images.device)
+
+    span = torch.arange(BLUR_SIZE, dtype=torch.float32, device=images.device) - BLUR_SIZE // 2
     y, x = torch.meshgrid(span, span, indexing="ij")
-    angle = torch.rand(len(images), 1, 1) * math.pi
+    angle = random() * math.pi
     along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
-    minor = 0.4 + torch.rand(len(images), 1, 1) * 0.8 * strength
-    moving = torch.rand(len(images), 1, 1) < 0.5
-    major = minor + moving * torch.rand(len(images), 1, 1) * 2 * strength
+    minor = 0.4 + random() * 0.8 * strength
+    moving = random() < 0.5
+    major = minor + moving * random() * 2 * strength
     kernels = torch.exp(-0.5 * ((along / major) ** 2 + (across / minor) ** 2))
-    kernels = (kernels / kernels.sum((1, 2), keepdim=True)).to(images.device)
+    kernels = kernels / kernels.sum((1, 2), keepdim=True)
     planes = images.transpose(0, 1)  # images as channels, so that each has its own kernel
     padded = F.pad(planes, (BLUR_SIZE // 2,) * 4, mode="replicate")
     return F.conv2d(padded, kernels[:, None], groups=len(images)).transpose(0, 1)
@@ -116,7 +120,7 @@ def blotches(images: Tensor, strength: float) -> Tensor:
     """
     count, height, width = len(images), *images.shape[-2:]
     size = int(torch.randint(2, 7, ()))
-    coarse = torch.randn(count, 1, height // size + 1, width // size + 1).to(images.device)
+    coarse = torch.randn(count, 1, height // size + 1, width // size + 1, device=images.device)
     texture = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
     return images + texture * _uniform(images, 0.0, 0.06) * strength
 
@@ -125,12 +129,11 @@ def jpeg(images: Tensor, strength: float) -> Tensor:
     """Quantise 8x8 DCT blocks, coarser at high frequencies, as JPEG does."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % JPEG_BLOCK, 0, -height % JPEG_BLOCK), mode="replicate")
-    index = torch.arange(JPEG_BLOCK, dtype=torch.float32)
+    index = torch.arange(JPEG_BLOCK, dtype=torch.float32, device=images.device)
     basis = torch.cos((2 * index[None] + 1) * index[:, None] * math.pi / (2 * JPEG_BLOCK)) * math.sqrt(2 / JPEG_BLOCK)
     basis[0] /= math.sqrt(2)
-    basis = basis.to(images.device)
     blocks = padded.unflatten(-1, (-1, JPEG_BLOCK)).unflatten(-3, (-1, JPEG_BLOCK)).transpose(-3, -2)
-    step = (1 + index[:, None] + index[None]).to(images.device) * 4 / 255
+    step = (1 + index[:, None] + index[None]) * 4 / 255
     step = step * _uniform(images, 0.5, 3.0)[..., None, None] * strength
     coefficients = basis @ blocks @ basis.T
     blocks = basis.T @ ((coefficients / step).round() * step) @ basis

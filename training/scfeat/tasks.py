@@ -37,7 +37,8 @@ class Stage(nn.Module):
 
     def images(self, batch: PoseBatch) -> Tensor:
         """(2 B, C, H, W): the first views, then the second ones."""
-        changed = self.photometric(torch.cat((batch.image0, batch.image1)))
+        with torch.autocast(batch.image0.device.type, enabled=False):  # views are made in full precision
+            changed = self.photometric(torch.cat((batch.image0, batch.image1)))
         return to_channels(changed, self.network).contiguous(memory_format=torch.channels_last)
 
 
