@@ -260,6 +260,7 @@ def start_distributed(device: str) -> torch.device:
     """This process's device; joins the process group when started by torchrun."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True  # batches have one size: let cuDNN try its kernels once
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         if device == "cuda":

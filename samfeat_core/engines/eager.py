@@ -44,7 +44,7 @@ class EagerEngine:
 
     def __init__(self, job: Job) -> None:
         self.device = job.device
-        changed_ns = job.weights.stat().st_mtime_ns
+        changed_ns = job.weights.stat().st_mtime_ns if job.weights.exists() else 0
         self.graph = extraction_graph(job, network=_shared_network(job.spec.name, job.weights, changed_ns, job.device))
 
     @torch.inference_mode()
