@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from samfeat_core.models import DenseFeatures, build_network
 from samfeat_core.weights import load_network
+from training.ablate import app as ablate
 from training.config import OptimizerConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask, FeatureTaskConfig, LossWeights, carry
 from training.label import app as label
@@ -188,6 +189,18 @@ def unused_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_the_ablation_trains_each_variant_on_the_same_data(config, tmp_path):
+    options = ["--config", str(config), "--output", str(tmp_path / "out"), "--steps", "2", "--device", "cpu"]
+    result = CliRunner().invoke(ablate, [*options, "--variants", "baseline,-repeat"])
+    assert result.exit_code == 0, result.output
+    table = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert list(table) == ["baseline", "-repeat"] and all(scores["step"] == 2 for scores in table.values())
+    weights = [json.loads((tmp_path / "out" / name / "config.json").read_text())["losses"] for name in table]
+    assert [losses["repeat"] for losses in weights] == [1.0, 0.0]
+    result = CliRunner().invoke(ablate, [*options, "--variants", "+edge"])
+    assert result.exit_code == 2 and "losses.edge is 1.0, but data.teacher names no store" in result.output
 
 
 @pytest.mark.parametrize("cooldown", [None, 4, 100])

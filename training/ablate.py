@@ -63,7 +63,7 @@ def main(
     try:
         base = load_config(config, [*set_, f"steps={steps}"])
         place = start_distributed(device)
-        prepared = prepare(dataclasses.replace(base, losses=losses_of("all", base.losses)), place)
+        prepared = prepare(base, place)
         for name in names:
             run = dataclasses.replace(base, losses=losses_of(name, base.losses))
             train(run, output / name, place, prepared)

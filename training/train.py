@@ -139,10 +139,9 @@ def prepare(config: TrainConfig, device: torch.device) -> Prepared:
     """Read and check everything that `config.data` names.
 
     Raises:
-        ValueError: a folder, a size or a loss's store is not as expected. StoreError: a store is of another kind.
+        ValueError: a folder or a size is not as expected. StoreError: a store is of another kind.
     """
     data = config.data
-    check_losses(config)
     network_class = find_class(config.model)
     multiple = max(network_class.stride_multiple, CELL)  # type: ignore[attr-defined]
     if any(side % multiple for side in data.size):
@@ -161,6 +160,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Prepared:
 
 def train(config: TrainConfig, output: Path, device: torch.device, prepared: Prepared | None = None) -> float:
     """Run one configuration, on data that are prepared already where given; returns the best validation score."""
+    check_losses(config)
     check_same_run(config, output)
     prepared = prepared or prepare(config, device)
     data, network_class = config.data, find_class(config.model)
