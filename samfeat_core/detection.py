@@ -69,14 +69,19 @@ def refine(score: Tensor, keypoints: Tensor, radius: int = REFINE_RADIUS) -> tup
     return keypoints + offset, patch.amax(-1) - patch.amin(-1) > PLATEAU
 
 
+def sampling_grid(points: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Pixel positions (..., 2) of the (width, height) image as `grid_sample` wants them: -1 to 1 from edge to edge."""
+    width, height = image_size  # as numbers: a tensor of them would have to be sent to the GPU and waited for
+    x, y = points.unbind(-1)
+    return torch.stack(((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1), -1)
+
+
 def sample(maps: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Bilinear samples (B, K, C) of maps (B, C, h, w) at pixel positions (B, K, 2) of the (width, height) image.
 
     The map covers the image edge to edge: pixel p of the image is (p + 0.5) * w / width - 0.5 of the map.
     """
-    width, height = image_size  # as numbers: a tensor of them would have to be sent to the GPU and waited for
-    x, y = points.unbind(-1)
-    grid = torch.stack(((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1), -1).unsqueeze(2)
+    grid = sampling_grid(points, image_size).unsqueeze(2)
     sampled = F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.squeeze(3).transpose(1, 2)
 

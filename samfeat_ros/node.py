@@ -330,9 +330,9 @@ class SamfeatNode(LifecycleNode):
 
     def _log(self, level: str, text: str) -> None:
         """Log for the extractor. One call per level: rclpy binds a level to the line of the call."""
-        logger = self.get_logger()
         if not self.context.ok():
             return
+        logger = self.get_logger()
         if level == "error":
             logger.error(text)
         elif level == "warning":

@@ -13,9 +13,7 @@ from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 
-from samfeat_core.engines import BY_DEVICE, NEEDS
-
-ON_CPU = set(BY_DEVICE["cpu"]) - set(BY_DEVICE["cuda"])  # engines that run nowhere else
+from samfeat_core.engines import CPU_ONLY, NEEDS
 
 # When a parameter may change: at start only, while the node is unconfigured, or at any time.
 START, CONFIGURE, LIVE = "start", "configure", "live"
@@ -125,11 +123,11 @@ class Parameters:
             _check(field, getattr(self, field.name))
         if not self.model:
             raise ParameterError("model is empty, expected samfeat-nano, samfeat or scfeat")
-        if self.require_cuda and (self.device == "cpu" or self.engine in ON_CPU):
+        if self.require_cuda and (self.device == "cpu" or self.engine in CPU_ONLY):
             raise ParameterError(f"require_cuda contradicts device {self.device!r} with engine {self.engine!r}")
         if self.device == "cpu" and self.engine in ("compile", "tensorrt"):
             raise ParameterError(f"engine {self.engine!r} needs a CUDA device, but device is 'cpu'")
-        if self.device == "cuda" and self.engine in ON_CPU:
+        if self.device == "cuda" and self.engine in CPU_ONLY:
             raise ParameterError(f"engine {self.engine!r} runs on the CPU, but device is {self.device!r}")
         if 0 < self.resize < max(32, 2 * self.border + 1):
             raise ParameterError(f"resize is {self.resize}, expected 0 or at least 32 and more than two borders")

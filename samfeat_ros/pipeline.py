@@ -68,7 +68,6 @@ class Pipeline:
         warn: Callable[[str, str], None] = lambda key, text: None,
     ) -> None:
         self.extractor = extractor
-        self._default_threshold = extractor.default_threshold
         self._tracker = FrameTracker()
         self._warn = warn
         self._lock = threading.Lock()
@@ -140,7 +139,7 @@ class Pipeline:
         extractor, tracker = self.extractor, self._tracker
         if extractor.max_keypoints != parameters.max_keypoints:
             extractor.max_keypoints = parameters.max_keypoints
-        threshold = self._default_threshold if parameters.threshold < 0 else parameters.threshold
+        threshold = extractor.default_threshold if parameters.threshold < 0 else parameters.threshold
         if extractor.threshold != threshold:
             extractor.threshold = threshold
         tracker.min_similarity = None if parameters.min_similarity <= -1 else parameters.min_similarity

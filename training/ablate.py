@@ -15,7 +15,7 @@ from samfeat_core.errors import SamfeatError
 from training.config import load_config
 from training.feature_task import LossWeights
 from training.photo_store import StoreError
-from training.train import prepare, train
+from training.train import check_losses, prepare, train
 from training.trainer import own_rank, start_distributed
 
 TEACHER = ("dis", "wsc", "edge")
@@ -63,9 +63,11 @@ def main(
     try:
         base = load_config(config, [*set_, f"steps={steps}"])
         place = start_distributed(device)
+        runs = {name: dataclasses.replace(base, losses=losses_of(name, base.losses)) for name in names}
+        for run in runs.values():
+            check_losses(run)
         prepared = prepare(base, place)
-        for name in names:
-            run = dataclasses.replace(base, losses=losses_of(name, base.losses))
+        for name, run in runs.items():
             train(run, output / name, place, prepared)
             if own_rank() != 0:
                 continue  # the first process speaks for all

@@ -12,7 +12,6 @@ Killed or interrupted, the same command continues. Under torchrun every rank lab
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 import typer
 
+from samfeat_core.engines import fingerprint
 from samfeat_core.errors import SamfeatError
 from samfeat_core.extractor import FeatureExtractor
 from training.evaluation.extractors import resolve
@@ -122,14 +122,6 @@ def bootstrap_detector(
         bootstrap(output, model, steps, batch, seed=seed, device=device, workers=workers)
         precision, recall = score_on_shapes(NetworkDetector.load(output, 100, model, device))
         typer.echo(f"{output}: on fresh shapes, within 2 pixels: precision {precision:.3f}, recall {recall:.3f}")
-
-
-def fingerprint(weights: Path) -> str:
-    """What tells weights files (or folders of .pth files) of one name apart."""
-    digest = hashlib.sha256()
-    for path in sorted(weights.glob("*.pth")) if weights.is_dir() else [weights]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def find_extractor(name: str, count: int, device: str) -> Extractor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import zlib
 from dataclasses import dataclass
@@ -30,11 +28,9 @@ from training.photo_store import PhotoStore, StoreError
 from training.scfeat.train import ScfeatConfig, names_stage
 from training.scfeat.train import train as train_scfeat
 from training.teacher.store import TeacherStore
-from training.trainer import CHECKPOINT, Trainer, own_rank, start_distributed
+from training.trainer import Trainer, check_same_run, own_rank, start_distributed, write_config
 from training.validation import MatchingValidation
 
-CONFIG = "config.json"  # beside the checkpoint
-MAY_CHANGE = ("steps", "validate_every")  # in a run that goes on
 COLOUR = 3  # also for a grey network: what is grey to it is drawn anew for every view (`photometric.grey`)
 
 Store = TypeVar("Store", bound=PhotoStore)
@@ -92,29 +88,6 @@ def opened(store: Store) -> Store:
     """The store, after a look at its manifest."""
     store.settings()
     return store
-
-
-def check_same_run(config: TrainConfig, output: Path) -> None:
-    """ValueError where `output` holds a run of another configuration, which would silently be gone on with."""
-    if not (output / CHECKPOINT).exists() or not (output / CONFIG).exists():
-        return
-    there = flat(json.loads((output / CONFIG).read_text()))
-    here = flat(json.loads(json.dumps(dataclasses.asdict(config))))
-    changed = [key for key in here if there.get(key) != here[key] and key not in MAY_CHANGE]
-    if changed:
-        raise ValueError(
-            f"{output} holds a run with {changed[0]} {there.get(changed[0])}, not {here[changed[0]]}: "
-            f"give another --output, or remove it"
-        )
-
-
-def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots."""
-    parts = [
-        flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-        for key, value in tree.items()
-    ]
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def check_losses(config: TrainConfig) -> None:
@@ -176,8 +149,7 @@ def train(config: TrainConfig, output: Path, device: torch.device, prepared: Pre
     parallax = PairSampler(prepared.parallax, data.size, COLOUR, device) if prepared.parallax else None
     source = MixedSource(HomographyPairs(prepared.photos, data.size, device, data.homography), parallax, data.parallax)
     if rank == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        write_config(config, output)
     trainer = Trainer(
         FeatureTask(network, config.task, config.losses),
         source,

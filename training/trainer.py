@@ -8,6 +8,7 @@ continues to the same result.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -31,6 +32,8 @@ from training.config import OptimizerConfig
 Tensors = tuple[Tensor, ...] | list[Tensor]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKPOINT = "last.pt"
+CONFIG = "config.json"
+MAY_CHANGE = ("steps", "validate_every")  # in a run that goes on
 BEST = "best.safetensors"
 
 
@@ -85,6 +88,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")  # type: ignore[attr-defined]
         self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
+        torch.backends.cudnn.benchmark = True  # batches have one size: let cuDNN try its kernels once
         self.step, self.best = 0, -math.inf
         self.busy, self.waited = 0.0, 0.0
 
@@ -230,6 +234,35 @@ class Trainer:
             torch.cuda.set_rng_state(random["cuda"], self.device)
 
 
+def write_config(config: Any, output: Path) -> None:
+    """Put a run's configuration (a dataclass) beside its checkpoint."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1))
+
+
+def check_same_run(config: Any, output: Path) -> None:
+    """ValueError where `output` holds a run of another configuration, which would silently be gone on with."""
+    if not (output / CHECKPOINT).exists() or not (output / CONFIG).exists():
+        return
+    there = flat(json.loads((output / CONFIG).read_text()))
+    here = flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    changed = [key for key in here if there.get(key) != here[key] and key not in MAY_CHANGE]
+    if changed:
+        raise ValueError(
+            f"{output} holds a run with {changed[0]} {there.get(changed[0])}, not {here[changed[0]]}: "
+            f"give another --output, or remove it"
+        )
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    parts = [
+        flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        for key, value in tree.items()
+    ]
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside and rename, so that a kill or a full disk leaves the file that was there."""
     beside = path.with_name(path.name + ".partial")
@@ -260,7 +293,6 @@ def start_distributed(device: str) -> torch.device:
     """This process's device; joins the process group when started by torchrun."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.benchmark = True  # batches have one size: let cuDNN try its kernels once
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         if device == "cuda":

@@ -32,6 +32,7 @@ NEEDS = {
     "openvino": "openvino",
     "openvino_bf16": "openvino",
 }
+CPU_ONLY = set(BY_DEVICE["cpu"]) - set(BY_DEVICE["cuda"])
 # Not as near to eager as engines promise: only where asked for.
 INEXACT = ("openvino_bf16",)
 
@@ -60,12 +61,8 @@ class Job:
         """Name of the engine in the cache: the same only if graph, weights, shape and versions are."""
         source = Path(__file__).parent.parent
         code = (source / "detection.py", *(source / "models").glob("*.py"), *(source / "engines").glob("*.py"))
-        weights = self.weights.glob("*.pth") if self.weights.is_dir() else [self.weights]
-        digest = hashlib.sha256()
-        for path in (*sorted(weights), *sorted(code)):
-            digest.update(path.read_bytes())
-        digest.update(repr((self.max_keypoints, self.nms_radius, versions)).encode())
-        return f"{self.spec.name}-{self.width}x{self.height}-{digest.hexdigest()[:16]}"
+        parts = fingerprint(self.weights), fingerprint(*code), self.max_keypoints, self.nms_radius, versions
+        return f"{self.spec.name}-{self.width}x{self.height}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
 class Engine(Protocol):
@@ -75,6 +72,15 @@ class Engine(Protocol):
     name: str
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures: ...
+
+
+def fingerprint(*paths: Path) -> str:
+    """What tells files of one name apart by their content; of a folder, the .pth weights in it."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        for file in sorted(path.glob("*.pth")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def cuda_devices() -> int:
@@ -97,7 +103,7 @@ def choose_device(device: str, engine: str = "auto") -> tuple[str, str]:
         raise ValueError(f"device is {device!r}, expected auto, cuda or cpu")
     if device == "cpu":
         return "cpu", "as asked"
-    if device == "auto" and engine in BY_DEVICE["cpu"] and engine not in BY_DEVICE["cuda"]:
+    if device == "auto" and engine in CPU_ONLY:
         return "cpu", f"{engine} runs on the CPU"
     problem = cuda_problem()
     if problem is None:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samfeat_core.detection import sampling_grid
+
 from .common import full_precision, mean_over_images
 
 CELL = 8
@@ -89,8 +91,7 @@ def separable(plane: Tensor, along_x: Tensor, along_y: Tensor, padding: int = 0)
 
 def sample_warped(plane: Tensor, warp: Tensor) -> Tensor:
     """(B, C, H, W): planes (B, C, H, W) of the other view at warp (B, H, W, 2); 0 where the warp is NaN."""
-    size = torch.tensor([plane.shape[-1], plane.shape[-2]], dtype=warp.dtype, device=warp.device)
-    grid = torch.nan_to_num((warp + 0.5) / size * 2 - 1, nan=-2.0)
+    grid = torch.nan_to_num(sampling_grid(warp, (plane.shape[-1], plane.shape[-2])), nan=-2.0)
     return F.grid_sample(plane, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samfeat_core.detection import sampling_grid
 from training.pairs import PairBatch, pixel_grid
 from training.pairs.photos import Photo, PhotoSource
 
@@ -251,7 +252,5 @@ def project(matrices: Tensor, grid: Tensor) -> Tensor:
 
 def sample_at(image: Tensor, at: Tensor, mode: str) -> Tensor:
     """Sample (B, C, h, w) at its own pixel positions (B, H, W, 2); the border is mirrored."""
-    height, width = image.shape[-2:]
-    x, y = at.unbind(-1)
-    grid = torch.stack(((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1), -1)
+    grid = sampling_grid(at, (image.shape[-1], image.shape[-2]))
     return F.grid_sample(image, grid, mode=mode, padding_mode="reflection", align_corners=False)

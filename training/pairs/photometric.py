@@ -89,17 +89,13 @@ def shadow(images: Tensor, strength: float) -> Tensor:
 
 def blur(images: Tensor, strength: float) -> Tensor:
     """Gaussian blur, or motion blur along a random direction: one random kernel per image."""
-
-    def random() -> Tensor:
-        return torch.rand(len(images), 1, 1, device=images.device)
-
     span = torch.arange(BLUR_SIZE, dtype=torch.float32, device=images.device) - BLUR_SIZE // 2
     y, x = torch.meshgrid(span, span, indexing="ij")
-    angle = random() * math.pi
+    angle = _uniform(images, 0, math.pi)[:, 0]
     along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
-    minor = 0.4 + random() * 0.8 * strength
-    moving = random() < 0.5
-    major = minor + moving * random() * 2 * strength
+    minor = 0.4 + _uniform(images, 0, 0.8)[:, 0] * strength
+    moving = _uniform(images, 0, 1)[:, 0] < 0.5
+    major = minor + moving * _uniform(images, 0, 2)[:, 0] * strength
     kernels = torch.exp(-0.5 * ((along / major) ** 2 + (across / minor) ** 2))
     kernels = kernels / kernels.sum((1, 2), keepdim=True)
     planes = images.transpose(0, 1)  # images as channels, so that each has its own kernel

@@ -22,7 +22,7 @@ from training.scfeat.epipolar import DescriptorConfig
 from training.scfeat.pairs import PoseDataConfig, PoseSource, read_pairs
 from training.scfeat.reinforce import DetectorConfig
 from training.scfeat.tasks import DescriptorStage, DetectorStage, EpipolarValidation, Stage
-from training.trainer import Trainer, own_rank
+from training.trainer import Trainer, check_same_run, own_rank, write_config
 
 STAGES = ("descriptor", "detector")
 
@@ -99,6 +99,7 @@ def train(config: ScfeatConfig, output: Path, device: torch.device) -> float:
     Raises:
         ValueError: bad data or configuration, naming the file or key. WeightsError: bad `init` or `imagenet`.
     """
+    check_same_run(config, output)
     rank = own_rank()
     torch.manual_seed(config.seed)
     network = build(config)
@@ -114,8 +115,7 @@ def train(config: ScfeatConfig, output: Path, device: torch.device) -> float:
     )
     torch.manual_seed(config.seed + 1000 * rank)
     if rank == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        write_config(config, output)
         print(f"{len(pairs)} pairs to train on, {len(held)} held out")
         if not (output / "validation.jsonl").exists():  # the curve begins where the training does
             scores = validate(network.to(device).eval())
