@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from training.losses import matching
+from training.losses.corner import corner_loss
 from training.pairs import pixel_grid
 
 CELL = matching.CELL
@@ -166,3 +167,18 @@ def test_masked_mean_weighs_images_alike():
     values = torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 9.0, 9.0, 9.0]])
     mask = torch.tensor([[True] * 4, [True, False, False, False]])
     assert float(matching.masked_mean(values, mask)) == 3
+
+
+def test_detector_losses_of_a_batch_are_the_mean_of_those_of_its_halves():
+    """As DistributedDataParallel averages the gradients of processes that hold a half each."""
+    g = generator(3)
+    sharpness = torch.tensor([1.0, 4.0]).view(2, 1, 1, 1)
+    score0, score1 = (torch.randn(2, 1, 16, 24, generator=g) * sharpness for _ in range(2))
+    warp = pixel_grid(16, 24).repeat(2, 1, 1, 1)
+    warp[1, 8:] = math.nan  # the second pair shows half as much in common
+    for loss in (
+        lambda half: matching.expected_repeatability(score0[half], score1[half], warp[half], warp[half]),
+        lambda half: corner_loss(score0[half], score1[half]),
+    ):
+        whole, first, second = (float(loss(half)) for half in (slice(0, 2), slice(0, 1), slice(1, 2)))
+        assert whole == pytest.approx((first + second) / 2, rel=1e-5) and first != pytest.approx(second, rel=1e-2)

@@ -32,7 +32,8 @@ def corner_loss(score: Tensor, target: Tensor) -> Tensor:
         score, target: (B, 1, H, W) logits.
     """
     weight = 0.1 + torch.sigmoid(target)
-    return (F.smooth_l1_loss(score, target, reduction="none") * weight).sum() / weight.sum()
+    loss = F.smooth_l1_loss(score, target, reduction="none") * weight
+    return (loss.sum((1, 2, 3)) / weight.sum((1, 2, 3))).mean()
 
 
 @torch.no_grad()

@@ -131,7 +131,8 @@ def _one_way(pick: Tensor, other: Tensor, warp: Tensor, deviation: float, offset
     # A cell counts as much as its share of pixels that have a counterpart.
     cells = F.avg_pool2d(valid[..., offset[1] :, offset[0] :], cell)
     per_cell = F.avg_pool2d(gained, cell) * cell**2 / (F.avg_pool2d(mass, cell) * cell**2).clamp(min=0.1)
-    return -(per_cell * cells).sum() / cells.sum().clamp(min=1)
+    per_image = (per_cell * cells).sum((1, 2, 3)) / cells.sum((1, 2, 3)).clamp(min=1)
+    return -per_image.mean()
 
 
 @full_precision
