@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samfeat_core.models import DenseFeatures
 
 DISTILL_DIM = 256  # channels of the SAM image embedding
-STRENGTH = (0.6, 0.3)  # the last coordinate of a descriptor is e^0.6 odds(score)^0.3 before normalisation
+STRENGTH = (0.9, 0.3)  # the last coordinate of a descriptor is e^0.9 odds(score)^0.3 before normalisation
 NOISE_FLOOR = 0.02  # standard deviation (image in [0, 1]) below which contrast is not stretched further
 
 
