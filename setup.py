@@ -22,7 +22,10 @@ setup(
     maintainer="samfeat_ros maintainers",
     maintainer_email="maintainers@samfeat-ros.invalid",
     packages=find_packages(include=["samfeat_core", "samfeat_core.*", "samfeat_ros", "samfeat_ros.*"]),
-    package_data={"samfeat_core": ["weights/*.safetensors", "weights/*.md", "py.typed"], "samfeat_ros": ["py.typed"]},
+    package_data={
+        "samfeat_core": ["weights/*.safetensors", "weights/*.int8.json", "weights/*.md", "py.typed"],
+        "samfeat_ros": ["py.typed"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -193,7 +193,9 @@ def main(
     max_keypoints: Annotated[int, typer.Option(min=1)] = 1024,
     threads: Annotated[int, typer.Option(min=1, help="Cores that the process is tied to.")] = 2,
     frames: Annotated[int, typer.Option(min=2, help="Frames measured per extractor.")] = 200,
-    engine: Annotated[str, typer.Option(help="Engine of our models: auto, openvino, openvino_bf16, eager.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="Engine of our models: auto, openvino, openvino_int8, openvino_bf16, eager.")
+    ] = "auto",
     output: Annotated[Path, typer.Option(help="The JSON file.")] = Path("out/benchmarks/cpu_path.json"),
 ) -> None:
     """Time extractor and tracker on the CPU, beside ORB and SIFT."""

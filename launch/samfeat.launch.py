@@ -22,7 +22,7 @@ ARGUMENTS = {
     "model": ("", "Network: samfeat-nano, samfeat or scfeat; empty: from params_file."),
     "weights": ("", "Weights file of the network; empty: from params_file, where empty is the shipped one."),
     "device": ("", "auto, cpu or cuda; empty: from params_file."),
-    "engine": ("", "auto, eager, compile, tensorrt, openvino or openvino_bf16; empty: from params_file."),
+    "engine": ("", "auto, eager, compile, tensorrt, openvino, openvino_int8, openvino_bf16; empty: from params_file."),
     "params_file": (str(SHARE / "config" / "samfeat.yaml"), "YAML file with the node's parameters."),
     "namespace": ("", "Namespace of the node."),
     "use_sim_time": ("false", "Take the time from /clock."),

@@ -72,7 +72,7 @@ class FeatureExtractor:
         Args:
             name: samfeat-nano, samfeat or scfeat.
             device: auto, cuda or cpu.
-            engine: auto, tensorrt, compile, openvino, openvino_bf16 or eager.
+            engine: auto, tensorrt, compile, openvino, openvino_int8, openvino_bf16 or eager.
             max_keypoints: most keypoints of an image, the best by score.
             weights: file to load instead of the shipped one (safetensors, or a .pth of the authors).
             threshold: least score in [0, 1]; None = the model's default.

@@ -244,7 +244,9 @@ def demo(
     model: str = typer.Option("samfeat-nano", help="Network of the node."),
     weights: str = typer.Option("", help="Weights file; empty = the shipped ones."),
     device: str = typer.Option("cpu", help="auto, cpu or cuda."),
-    engine: str = typer.Option("auto", help="auto, openvino, openvino_bf16, eager, compile or tensorrt."),
+    engine: str = typer.Option(
+        "auto", help="auto, openvino, openvino_int8, openvino_bf16, eager, compile or tensorrt."
+    ),
     max_keypoints: int = typer.Option(1024, min=1, help="Largest number of keypoints per frame."),
     timeout: float = typer.Option(120.0, min=1, help="Seconds until the node must have answered a first image."),
 ) -> None:

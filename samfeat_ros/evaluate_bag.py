@@ -56,7 +56,7 @@ def evaluate(
     rate: str = typer.Option("1.0", help="Times the recorded speed, or max: every frame, one in flight."),
     keypoints: int = typer.Option(1024, min=8, max=16384, help="Keypoint budget of everyone."),
     device: str = typer.Option("auto", help="Device of the models: auto, cpu or cuda."),
-    engine: str = typer.Option("auto", help="auto, tensorrt, compile, openvino, openvino_bf16 or eager."),
+    engine: str = typer.Option("auto", help="auto, tensorrt, compile, openvino, openvino_int8, openvino_bf16, eager."),
     parameter: list[str] = typer.Option([], help="Further parameter of the node, NAME=VALUE; repeat for more."),
     rectified: bool = typer.Option(False, help="The images are rectified: take P of CameraInfo, and no distortion."),
     limit: int = typer.Option(None, min=1, help="Use only the first so many images."),

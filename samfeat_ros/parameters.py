@@ -44,8 +44,8 @@ class Parameters:
     device: str = _entry("auto", "auto takes CUDA where it works, else the CPU.", choices=("auto", "cpu", "cuda"))
     engine: str = _entry(
         "auto",
-        "Inference engine; auto takes the fastest exact one that works here and says why. openvino_bf16 is faster on a "
-        "CPU with bfloat16, and finds nearly the same.",
+        "Inference engine; auto takes the fastest exact one that works here and says why. openvino_int8 is faster on a "
+        "CPU, openvino_bf16 on one with bfloat16; both find nearly the same.",
         choices=("auto", *NEEDS),
     )
     require_cuda: bool = _entry(False, "Refuse to configure without a CUDA device, instead of falling back to the CPU.")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from samfeat_core.detection import ExtractionGraph, detect, local_maxima, refine, sample
+from samfeat_core.detection import ExtractionGraph, detect, local_maxima, refine, sample, sampling_grid
 from samfeat_core.models import build_network
 
 
@@ -67,6 +68,18 @@ def test_sample_reads_a_linear_map_at_half_pixel_centres(stride):
     maps = torch.stack(((x + 0.5) * stride - 0.5, (y + 0.5) * stride - 0.5))[None].float()
     points = torch.rand(1, 20, 2) * torch.tensor([width - 2 * stride, height - 2 * stride]) + stride
     torch.testing.assert_close(sample(maps, points, (width, height)), points, atol=1e-4, rtol=0)
+
+
+def test_sample_is_grid_sample_with_its_gradients():
+    maps = torch.randn(3, 5, 7, 9, dtype=torch.double, requires_grad=True)
+    points = (torch.rand(3, 40, 2, dtype=torch.double) * torch.tensor([44, 34]) - 4).requires_grad_()  # outside too
+    grid = sampling_grid(points, (36, 28)).unsqueeze(2)
+    wanted = F.grid_sample(maps, grid, padding_mode="border", align_corners=False).squeeze(3).transpose(1, 2)
+    rows = sample(maps, points, (36, 28))
+    torch.testing.assert_close(rows, wanted)
+    weight = torch.randn_like(wanted)
+    for found, other in zip(*(torch.autograd.grad((r * weight).sum(), (maps, points)) for r in (rows, wanted))):
+        torch.testing.assert_close(found, other)
 
 
 def test_graph_descriptors_are_unit_rows_and_counts_static():

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,8 +15,11 @@ from safetensors.torch import save_file
 from samfeat_core import EngineError, FeatureExtractor, WeightsError, engines
 from samfeat_core.detection import ExtractionGraph
 from samfeat_core.engines import candidates
+from samfeat_core.engines.openvino_int8 import ranges_file
 from samfeat_core.models import build_network, model_spec
+from samfeat_core.quantization import write_ranges
 from samfeat_core.weights import load_network
+from training.calibrate import measure
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,18 @@ def weights(tmp_path_factory):
         for seed in range(3):
             network(torch.from_numpy(scene(128, 160, seed))[None, None].float() / 255)
     save_file(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibrated(weights):
+    """The same weights with the ranges of their activations beside them."""
+    network = load_network("samfeat-nano", weights).eval()
+    photographs = [torch.from_numpy(scene(128, 160, seed))[None, None].float() / 255 for seed in range(3)]
+    path = weights.parent / "calibrated" / weights.name
+    path.parent.mkdir()
+    shutil.copy(weights, path)
+    write_ranges(ranges_file(path), path, measure(network, photographs))
     return path
 
 
@@ -114,19 +130,57 @@ def test_a_cpu_without_bfloat16_falls_back_to_the_exact_engine(weights, tmp_path
     assert [level for level, _ in lines] == ["error"] and "no bfloat16 instructions" in lines[0][1]
 
 
+def test_eight_bits_find_nearly_the_same(calibrated, tmp_path):
+    lines = []
+    image = scene(480, 640)
+    reference = make(calibrated, tmp_path, engine="openvino")(image)
+    quantized = make(calibrated, tmp_path, engine="openvino_int8", log=lambda level, text: lines.append((level, text)))
+    near, cosine = agreement(reference, quantized(image))
+    assert quantized.engine_name == "openvino_int8" and not lines
+    assert 0.2 < near < 1 and cosine > 0.9
+
+    operations = quantized._engine(640, 480).request.get_compiled_model().get_runtime_model().get_ops()
+    precisions = [
+        info["runtimePrecision"] for op in operations if (info := op.get_rt_info())["layerType"] == "Convolution"
+    ]
+    assert len(precisions) == 22 and set(precisions) <= {"i8", "u8"}
+
+
+def test_weights_without_ranges_fall_back_to_the_exact_engine(weights, tmp_path):
+    lines = []
+    extractor = make(weights, tmp_path, engine="openvino_int8", log=lambda level, text: lines.append((level, text)))
+    extractor.prepare(64, 64)
+    assert extractor.engine_name == "openvino"
+    assert [level for level, _ in lines] == ["error"]
+    assert "nano.int8.json: no such file; python -m training.calibrate makes it" in lines[0][1]
+
+
+def test_ranges_of_other_weights_are_not_used(calibrated, tmp_path):
+    lines = []
+    other = tmp_path / "other.safetensors"
+    save_file(build_network("samfeat-nano").state_dict(), other)
+    shutil.copy(calibrated.with_suffix(".int8.json"), tmp_path / "other.int8.json")
+    extractor = make(other, tmp_path, engine="openvino_int8", log=lambda level, text: lines.append((level, text)))
+    extractor.prepare(64, 64)
+    assert extractor.engine_name == "openvino" and "measured with other weights" in lines[0][1]
+
+
 def test_auto_takes_exact_engines_only():
     assert candidates("auto", "cpu")[0][0] == "openvino"
-    assert "openvino_bf16" not in candidates("auto", "cpu")[0] + candidates("eager", "cpu")[0]
-    assert candidates("openvino_bf16", "cpu")[0][:2] == ["openvino_bf16", "openvino"]
+    for name in ("openvino_bf16", "openvino_int8"):
+        assert name not in candidates("auto", "cpu")[0] + candidates("eager", "cpu")[0]
+        assert candidates(name, "cpu")[0][:2] == [name, "openvino"]
 
 
-def test_a_kept_engine_starts_without_torch(weights, tmp_path):
-    make(weights, tmp_path, engine="openvino").prepare(160, 128)
+@pytest.mark.parametrize("engine", ["openvino", "openvino_int8"])
+def test_a_kept_engine_starts_without_torch(calibrated, tmp_path, engine):
+    weights = calibrated
+    make(weights, tmp_path, engine=engine).prepare(160, 128)
     code = f"""
 import sys, numpy as np
 from samfeat_core import FeatureExtractor
 files = dict(weights={str(weights)!r}, cache_dir={str(tmp_path)!r})
-x = FeatureExtractor.from_pretrained('samfeat-nano', 'cpu', 'openvino', **files)
+x = FeatureExtractor.from_pretrained('samfeat-nano', 'cpu', '{engine}', **files)
 x(np.random.default_rng(0).integers(0, 255, (128, 160), np.uint8))
 assert 'torch' not in sys.modules, 'torch was imported'
 """
@@ -270,7 +324,7 @@ def test_auto_says_what_it_chose_and_why(weights, tmp_path):
 def test_an_engine_that_fails_falls_back_with_an_error(weights, tmp_path, monkeypatch):
     import samfeat_core.engines.openvino as module
 
-    def broken(job):
+    def broken(job, network):
         raise RuntimeError("conversion broke")
 
     monkeypatch.setattr(module, "convert", broken)

@@ -121,7 +121,7 @@ def main(
         Path | None, typer.Option(help="An earlier report.json whose results of foreign extractors are taken over.")
     ] = None,
     device: Annotated[str, typer.Option(help="Device of our models: auto, cpu, cuda, cuda:1 ...")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, eager, openvino, openvino_bf16 ...")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, eager, openvino, openvino_int8 ...")] = "auto",
 ) -> None:
     """Evaluate feature extractors: matching accuracy under homographies, relative pose, repeatability, localisation."""
     try:

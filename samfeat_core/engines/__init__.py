@@ -24,17 +24,21 @@ RawFeatures = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Log = Callable[[str, str], None]
 
 # In order of preference on each device. Module of each engine: samfeat_core.engines.<name>.
-BY_DEVICE = {"cuda": ("tensorrt", "compile", "eager"), "cpu": ("openvino", "eager", "compile", "openvino_bf16")}
+BY_DEVICE = {
+    "cuda": ("tensorrt", "compile", "eager"),
+    "cpu": ("openvino", "eager", "compile", "openvino_bf16", "openvino_int8"),
+}
 NEEDS = {
     "eager": "torch",
     "compile": "torch",
     "tensorrt": "torch_tensorrt",
     "openvino": "openvino",
     "openvino_bf16": "openvino",
+    "openvino_int8": "openvino",
 }
 CPU_ONLY = set(BY_DEVICE["cpu"]) - set(BY_DEVICE["cuda"])
 # Not as near to eager as engines promise: only where asked for.
-INEXACT = ("openvino_bf16",)
+INEXACT = ("openvino_bf16", "openvino_int8")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,12 @@ class Job:
     def key(self, *versions: str) -> str:
         """Name of the engine in the cache: the same only if graph, weights, shape and versions are."""
         source = Path(__file__).parent.parent
-        code = (source / "detection.py", *(source / "models").glob("*.py"), *(source / "engines").glob("*.py"))
+        code = (
+            source / "detection.py",
+            source / "quantization.py",
+            *(source / "models").glob("*.py"),
+            *(source / "engines").glob("*.py"),
+        )
         parts = fingerprint(self.weights), fingerprint(*code), self.max_keypoints, self.nms_radius, versions
         return f"{self.spec.name}-{self.width}x{self.height}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 

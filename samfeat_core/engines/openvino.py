@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from samfeat_core.errors import EngineError, SamfeatError
 # in another thread can stop both for good, and a robot reports to nobody unasked: let it find no telemetry package.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Said outright: bfloat16, OpenVINO's default on CPUs that have it, changes more than the tolerance; see openvino_bf16.
 PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -36,20 +41,29 @@ class OpenVinoEngine:
         return keypoints, scores, descriptors, weights
 
 
-def build(job: Job, engine: type[OpenVinoEngine] = OpenVinoEngine) -> OpenVinoEngine:
+def build(
+    job: Job,
+    engine: type[OpenVinoEngine] = OpenVinoEngine,
+    network: Callable[[], nn.Module] | None = None,
+    *variant: str,
+) -> OpenVinoEngine:
     """From the cache, or converted and put there.
+
+    Args:
+        network: makes the network to convert; None = the job's own.
+        variant: what tells such a network from others of the same weights.
 
     Raises:
         EngineError: conversion or compilation failed.
     """
     try:
-        path = job.cache_dir / f"{job.key(ov.get_version())}.xml"
+        path = job.cache_dir / f"{job.key(ov.get_version(), *variant)}.xml"
         if path.is_file():
             try:
                 return engine(ov.Core().read_model(path))
             except RuntimeError:
                 path.unlink(missing_ok=True)  # damaged: convert anew
-        model = convert(job)
+        model = convert(job, network and network())
         keep(model, path)
         return engine(model)
     except SamfeatError:
@@ -58,15 +72,17 @@ def build(job: Job, engine: type[OpenVinoEngine] = OpenVinoEngine) -> OpenVinoEn
         raise EngineError(f"{type(error).__name__}: {error}") from error
 
 
-def convert(job: Job) -> ov.Model:
-    """Trace the job's graph at its static shape."""
+def convert(job: Job, network: nn.Module | None = None) -> ov.Model:
+    """Trace the job's graph at its static shape, with its network or another."""
     from samfeat_core.engines.eager import example_inputs, extraction_graph
 
     inputs = example_inputs(job)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of shapes that are constants here on purpose
         return ov.convert_model(
-            extraction_graph(job), example_input=inputs, input=[tuple(tensor.shape) for tensor in inputs]
+            extraction_graph(job, network=network),
+            example_input=inputs,
+            input=[tuple(tensor.shape) for tensor in inputs],
         )
 
 

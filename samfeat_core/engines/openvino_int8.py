@@ -1,0 +1,51 @@
+"""OpenVINO with convolutions in eight bits: about TODO of the time, and nearly the same features.
+
+Needs the ranges that `python -m training.calibrate` measured (`samfeat_core.quantization`); those of the shipped
+weights are there. TODO, so `auto` never takes it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samfeat_core.engines import Job, fingerprint, openvino
+from samfeat_core.errors import EngineError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Int8Engine(openvino.OpenVinoEngine):
+    """Runs a graph whose convolutions are quantized."""
+
+    name = "openvino_int8"
+
+
+def ranges_file(weights: Path) -> Path:
+    """Where the ranges of a weights file are."""
+    return weights.with_suffix(".int8.json")
+
+
+def build(job: Job) -> openvino.OpenVinoEngine:
+    """As the `openvino` engine, from a graph of its own.
+
+    Raises:
+        EngineError: also where there are no ranges for these weights.
+    """
+    path = ranges_file(job.weights)
+    if not path.is_file():
+        raise EngineError(f"{path}: no such file; python -m training.calibrate makes it")
+    return openvino.build(job, Int8Engine, lambda: quantized(job, path), fingerprint(path))
+
+
+def quantized(job: Job, path: Path) -> nn.Module:
+    """The job's network with its convolutions in eight bits; EngineError for a file that is not its ranges."""
+    from samfeat_core.quantization import quantize, read_ranges
+    from samfeat_core.weights import load_network
+
+    try:
+        ranges = read_ranges(path, job.weights)
+        return quantize(load_network(job.spec.name, job.weights).eval().requires_grad_(False), ranges)
+    except (WeightsError, ValueError) as error:
+        raise EngineError(str(error)) from error
