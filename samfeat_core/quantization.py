@@ -27,6 +27,7 @@ from samfeat_core.errors import WeightsError
 FORMAT = "samfeat activation ranges"
 VERSION = 1
 STEPS = 255  # between the ends of a range
+WEIGHT_STEPS = 127  # either way from 0
 TINY = 1e-8  # least range: a channel without weights has none of its own
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -39,26 +40,25 @@ class QuantizedConv(nn.Module):
         low, high: range of the inputs; widened to hold 0, which is met exactly.
     """
 
+    weight_step: Tensor
+    weight_zero: Tensor
+
     def __init__(self, conv: nn.Conv2d, low: float, high: float) -> None:
         super().__init__()
         low, high = min(low, 0.0), max(high, 0.0)
         self.conv = conv
         self.step = max(high - low, TINY) / STEPS
         self.zero = round(-low / self.step)
-        self.weight_step: Tensor
-        self.weight_zero: Tensor
-        self.register_buffer(
-            "weight_step", conv.weight.detach().abs().amax((1, 2, 3)).clamp(min=TINY) * 2 / (STEPS - 1)
-        )
+        largest = conv.weight.detach().abs().amax((1, 2, 3)).clamp(min=TINY)
+        self.register_buffer("weight_step", largest / WEIGHT_STEPS)
         self.register_buffer("weight_zero", torch.zeros(conv.out_channels, dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        limit = STEPS // 2
         x = torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, 0, STEPS)
         # Rounded here and not once for all: what OpenVINO is to recognise must be in the graph.
         weight = torch.fake_quantize_per_channel_affine(
-            conv.weight, self.weight_step, self.weight_zero, 0, -limit, limit
+            conv.weight, self.weight_step, self.weight_zero, 0, -WEIGHT_STEPS, WEIGHT_STEPS
         )
         return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 

@@ -36,7 +36,6 @@ def main(
     photos: Path = typer.Argument(..., help="Folder of photographs."),
     model: str = typer.Option("samfeat-nano", help="The network."),
     weights: Path | None = typer.Option(None, help="Its weights file. Default: the shipped one."),
-    full: list[str] = typer.Option([], help="Convolutions whose names begin so stay in full precision; repeatable."),
     count: int = typer.Option(200, min=1, help="Look at this many photographs, evenly spread over all."),
     long_side: int = typer.Option(640, min=32, help="Long side in pixels that the network sees."),
 ) -> None:
@@ -49,13 +48,15 @@ def main(
             raise StoreError(str(error)) from None
         found = find_photos(photos)
         chosen = [found[i] for i in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]
-        measured = measure(network, images(chosen, extractor))
-        if not measured:
+        ranges = measure(network, images(chosen, extractor))
+        if not ranges:
             raise StoreError(f"{photos}: none of {len(chosen)} photographs can be read")
-        kept = {name: span for name, span in measured.items() if not name.startswith(tuple(full))}
         path = ranges_file(extractor.weights)
-        write_ranges(path, extractor.weights, kept)
-        typer.echo(f"{path}: {len(kept)} of {len(convolutions(network))} convolutions in eight bits")
+        try:
+            write_ranges(path, extractor.weights, ranges)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+        typer.echo(f"{path}: {len(ranges)} of {len(convolutions(network))} convolutions in eight bits")
 
 
 def images(photos: Iterable[Photo], extractor: FeatureExtractor) -> Iterator[Tensor]:
