@@ -1,6 +1,7 @@
 """The CPU path, image in -> matches out: our extractors beside OpenCV's ORB and SIFT in the same run.
 
     python benchmarks/cpu_path.py                           # samfeat-nano, 640x480, 1,024 keypoints, two threads
+    python benchmarks/cpu_path.py --engine openvino --engine openvino_int8
     python benchmarks/cpu_path.py --extractor samfeat-nano=best.safetensors --peer mymodule:make_extractor
 
 Every frame goes through the extractor and then through the same `FrameTracker` (mutual nearest neighbours, epipolar
@@ -18,6 +19,7 @@ all of them alike. Prints a table and writes a JSON file:
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -194,8 +196,8 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="Cores that the process is tied to.")] = 2,
     frames: Annotated[int, typer.Option(min=2, help="Frames measured per extractor.")] = 200,
     engine: Annotated[
-        str, typer.Option(help="Engine of our models: auto, openvino, openvino_int8, openvino_bf16, eager.")
-    ] = "auto",
+        list[str] | None, typer.Option(help="Engine of our models, as the node's parameter; repeatable. Default: auto.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="The JSON file.")] = Path("out/benchmarks/cpu_path.json"),
 ) -> None:
     """Time extractor and tracker on the CPU, beside ORB and SIFT."""
@@ -206,11 +208,20 @@ def main(
     from training.evaluation.extractors import resolve
 
     load = os.getloadavg()[0]
-    names = list(dict.fromkeys([*(extractor or ["samfeat-nano"]), "orb", "sift", *(peer or [])]))
+    ours = itertools.product(extractor or ["samfeat-nano"], engine or ["auto"])
+    others = ((name, "auto") for name in ("orb", "sift", *(peer or [])))
     folder = images or (KITCHEN if KITCHEN.is_dir() else None)
     try:
         pictures = load_frames(folder, (width, height), frames)
-        paths = [Runner(name, resolve(name, max_keypoints, "cpu", engine), pictures, max_keypoints) for name in names]
+        paths = [
+            Runner(
+                name if on == "auto" else f"{name} {on}",
+                resolve(name, max_keypoints, "cpu", on),
+                pictures,
+                max_keypoints,
+            )
+            for name, on in dict.fromkeys([*ours, *others])
+        ]
         results = measure(paths, frames)
         output.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError, SamfeatError) as error:
