@@ -69,13 +69,6 @@ def refine(score: Tensor, keypoints: Tensor, radius: int = REFINE_RADIUS) -> tup
     return keypoints + offset, patch.amax(-1) - patch.amin(-1) > PLATEAU
 
 
-def sampling_grid(points: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Pixel positions (..., 2) of the (width, height) image as `grid_sample` wants them: -1 to 1 from edge to edge."""
-    width, height = image_size  # as numbers: a tensor of them would have to be sent to the GPU and waited for
-    x, y = points.unbind(-1)
-    return torch.stack(((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1), -1)
-
-
 def sample(maps: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Bilinear samples (B, K, C) of maps (B, C, h, w) at pixel positions (B, K, 2) of the (width, height) image.
 

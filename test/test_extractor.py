@@ -174,12 +174,11 @@ def test_auto_takes_exact_engines_only():
 
 @pytest.mark.parametrize("engine", ["openvino", "openvino_int8"])
 def test_a_kept_engine_starts_without_torch(calibrated, tmp_path, engine):
-    weights = calibrated
-    make(weights, tmp_path, engine=engine).prepare(160, 128)
+    make(calibrated, tmp_path, engine=engine).prepare(160, 128)
     code = f"""
 import sys, numpy as np
 from samfeat_core import FeatureExtractor
-files = dict(weights={str(weights)!r}, cache_dir={str(tmp_path)!r})
+files = dict(weights={str(calibrated)!r}, cache_dir={str(tmp_path)!r})
 x = FeatureExtractor.from_pretrained('samfeat-nano', 'cpu', '{engine}', **files)
 x(np.random.default_rng(0).integers(0, 255, (128, 160), np.uint8))
 assert 'torch' not in sys.modules, 'torch was imported'

@@ -138,6 +138,13 @@ def pose_auc(errors: Sequence[float] | np.ndarray, thresholds: Sequence[float] =
     return areas
 
 
+def sampling_grid(points: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Pixel positions (..., 2) of the (width, height) image as `grid_sample` wants them: -1 to 1 from edge to edge."""
+    width, height = image_size  # as numbers: a tensor of them would have to be sent to the GPU and waited for
+    x, y = points.unbind(-1)
+    return torch.stack(((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1), -1)
+
+
 def sample_depth(depth: Array, points: Array) -> Array:
     """Depth (..., N) at sub-pixel points (..., N, 2) of maps (..., H, W); NaN where there is none.
 

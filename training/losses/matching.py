@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfeat_core.detection import sampling_grid
+from training.geometry import sampling_grid
 
 from .common import full_precision, mean_over_images
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfeat_core.detection import sampling_grid
+from training.geometry import sampling_grid
 from training.pairs import PairBatch, pixel_grid
 from training.pairs.photos import Photo, PhotoSource
 
