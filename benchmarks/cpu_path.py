@@ -9,7 +9,7 @@ check, track ids). The extractors take turns in short blocks of frames, so that 
 all of them alike. Prints a table and writes a JSON file:
 
     format     "samfeat-benchmark-cpu-path", version 1
-    machine    {"processor", "cores", "gpu"}
+    machine    `samfeat_core.measure.machine`
     settings   {"width", "height", "max_keypoints", "threads", "frames", "images", "load_before"}; load_before is the
                load average before the run: well above 0 means that other work was timed too
     results    per extractor: extract_ms, track_ms, total_ms, each {"p50", "p90"}; hz (frames through the whole path in
@@ -20,7 +20,6 @@ all of them alike. Prints a table and writes a JSON file:
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 import time
@@ -33,7 +32,7 @@ import typer
 if TYPE_CHECKING:
     import numpy as np
 
-    from training.peers import Extractor
+    from samfeat_core.classic import Extractor
 
 ROOT = Path(__file__).resolve().parents[1]
 KITCHEN = ROOT.parent / "shared" / "data" / "eval" / "sequences" / "kitchen" / "image"
@@ -55,7 +54,7 @@ def load_frames(folder: Path | None, size: tuple[int, int], count: int) -> list[
     """Up to ``count`` frames of ``size``: of a folder, else of a photograph of scikit-image under a moving view."""
     import cv2
 
-    from training.posed import IMAGE_SUFFIXES, read_image
+    from samfeat_core.files import IMAGE_SUFFIXES, read_image
 
     if folder is None:
         return moving_view(size, count)
@@ -129,13 +128,12 @@ class Runner:
     def result(self) -> dict:
         import numpy as np
 
+        from samfeat_core.measure import percentiles
+
         extract, track = np.array(self.times).T
         keypoints, matches, inliers = np.mean(self.counts, axis=0)
         columns = dict(zip(STAGES, (extract, track, extract + track), strict=True))
-        spread = {
-            name: {"p50": float(np.percentile(ms, 50)), "p90": float(np.percentile(ms, 90))}
-            for name, ms in columns.items()
-        }
+        spread = {name: percentiles(ms, (50, 90)) for name, ms in columns.items()}
         return {
             "extractor": self.label,
             **spread,
@@ -204,7 +202,8 @@ def main(
     limit_threads(threads)
     sys.path[:0] = [str(ROOT), ""]
     from samfeat_core.errors import SamfeatError
-    from training.evaluation import report
+    from samfeat_core.files import write_json
+    from samfeat_core.measure import machine
     from training.evaluation.extractors import resolve
 
     load = os.getloadavg()[0]
@@ -236,13 +235,13 @@ def main(
         "images": str(folder or "scikit-image astronaut, moving view"),
         "load_before": load,
     }
-    machine = report.machine()
+    where = machine()
     busy = f"; the machine was busy before (load {load:.1f}), so expect better" if load > 0.5 else ""
     size = f"{width}x{height}, {max_keypoints} keypoints"
-    typer.echo(f"{size}, {threads} threads, {machine['processor']}; p50 / p90{busy}")
+    typer.echo(f"{size}, {threads} threads, {where['cpu']}; p50 / p90{busy}")
     typer.echo(table(results))
-    document = {"format": "samfeat-benchmark-cpu-path", "version": 1, "machine": machine, "settings": settings}
-    output.write_text(json.dumps({**document, "results": results}, indent=1) + "\n")
+    document = {"format": "samfeat-benchmark-cpu-path", "version": 1, "machine": where, "settings": settings}
+    write_json(output, {**document, "results": results})
     typer.echo(f"wrote {output}")
 
 

@@ -14,7 +14,7 @@ Three times are taken of every engine, in milliseconds:
 Agreement with the eager engine is measured on the same frame. Prints a table and writes a JSON file:
 
     format     "samfeat-benchmark-engines", version 1
-    machine    {"processor", "cores", "gpu"}; versions {"torch", ...}
+    machine    `samfeat_core.measure.machine`; versions {"torch", ...}
     settings   {"width", "height", "max_keypoints", "runs", "device", "untrained"}
     results    per model and engine: build_s; device_ms, engine_ms, extractor_ms, each {"p50", "p90"} (device_ms is null
                for an engine whose images start in host memory); memory_mib on the GPU; keypoints;
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import sys
 import tempfile
 import time
@@ -45,8 +44,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from samfeat_core.engines import BY_DEVICE, Engine, Job, RawFeatures, choose_device, engine_module  # noqa: E402
 from samfeat_core.errors import SamfeatError  # noqa: E402
 from samfeat_core.extractor import FeatureExtractor, find_weights  # noqa: E402
+from samfeat_core.files import write_json  # noqa: E402
+from samfeat_core.measure import machine, percentiles  # noqa: E402
 from samfeat_core.models import build_network, model_spec  # noqa: E402
-from training.evaluation.report import machine  # noqa: E402
 
 WARM_UP = 10
 STAGES = ("device_ms", "engine_ms", "extractor_ms")
@@ -71,7 +71,7 @@ def spread(function: Callable[[], Any], runs: int, wait: Callable[[], None]) -> 
         function()
         wait()
         times.append((time.perf_counter() - start) * 1e3)
-    return {"p50": float(np.percentile(times, 50)), "p90": float(np.percentile(times, 90))}
+    return percentiles(times, (50, 90)) or {}
 
 
 def resident(engine: Engine, image: np.ndarray, mask: np.ndarray, device: str) -> Callable[[], Any] | None:
@@ -205,9 +205,9 @@ def table(results: Sequence[dict]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in lines)
 
 
-def write_json(path: Path, settings: dict, results: Sequence[dict]) -> None:
+def write_report(path: Path, settings: dict, results: Sequence[dict]) -> None:
     document = {"format": "samfeat-benchmark-engines", "version": 1, "machine": machine(), "versions": versions()}
-    path.write_text(json.dumps({**document, "settings": settings, "results": list(results)}, indent=1) + "\n")
+    write_json(path, {**document, "settings": settings, "results": list(results)})
 
 
 def versions() -> dict[str, str]:
@@ -254,11 +254,11 @@ def main(
             for bench, name in itertools.product(benches, names):
                 typer.echo(f"{bench.name}: {name} ...", err=True)
                 results.append(bench.measure(name))  # written at once: the time on a borrowed GPU may run out
-                write_json(output, settings, results)
+                write_report(output, settings, results)
     except (ValueError, OSError, SamfeatError) as error:
         typer.echo(f"cuda_engines: {error}", err=True)
         raise typer.Exit(1) from None
-    where = machine()["gpu" if device == "cuda" else "processor"]
+    where = machine()["gpu" if device == "cuda" else "cpu"]
     typer.echo(f"{width}x{height}, {max_keypoints} keypoints, batch 1, {where}; p50 / p90")
     typer.echo(table(results))
     typer.echo(f"wrote {output}")
@@ -289,7 +289,7 @@ def load_frame(picture: Path | None, size: tuple[int, int]) -> np.ndarray:
     import cv2
     from cpu_path import moving_view
 
-    from training.posed import read_image
+    from samfeat_core.files import read_image
 
     if picture is None:
         return moving_view(size, 2)[0]

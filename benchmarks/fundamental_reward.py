@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import typer
 
-from training.geometry import fundamental_matrix
+from samfeat_core.two_view import fundamental_matrix
 from training.scfeat.fundamental import fundamental_error
 
 

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from samfeat_core.poses import pose_auc
+from samfeat_core.sequence import ImageSequence
 from training.evaluation.extractors import TimedExtractor, resolve
 from training.evaluation.images import ImageStore
 from training.evaluation.pose import PosePair, pinhole_camera, score_pair, score_points, sequence_pairs
-from training.geometry import pose_auc
-from training.posed import PosedSequence
 
 CORNERS, AGREEMENT = 4000, 0.3  # tracks, and how many pixels forward and back may differ
 
@@ -37,7 +37,7 @@ def main(
     extractor: Annotated[list[str] | None, typer.Option(help="As of training.evaluate; repeatable.")] = None,
 ) -> None:
     """Print pose AUC at 5, 10 and 20 degrees, and the correlation of the pairs' errors with those of the tracks."""
-    pairs = sequence_pairs(PosedSequence.read(folder), gap, every)
+    pairs = sequence_pairs(ImageSequence.read(folder, require=("poses",)), gap, every)
     images = ImageStore()
     tracks = [track_error(pair, images) for pair in tqdm(pairs, "lucas-kanade", leave=False)]
     print(f"{'':50s} AUC@5/10/20         correlation")

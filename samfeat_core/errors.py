@@ -2,7 +2,7 @@
 
 
 class SamfeatError(Exception):
-    """Base of all errors of samfeat_core."""
+    """Base of all errors of this project."""
 
 
 class WeightsError(SamfeatError):
@@ -11,3 +11,7 @@ class WeightsError(SamfeatError):
 
 class EngineError(SamfeatError):
     """An inference engine cannot be built or run here."""
+
+
+class FileError(SamfeatError, ValueError):
+    """A data file or folder is missing, damaged, or not of the expected layout. Names the file, and the line."""

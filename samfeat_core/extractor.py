@@ -70,9 +70,9 @@ class FeatureExtractor:
         """An extractor with the shipped weights of a model, or with a weights file.
 
         Args:
-            name: samfeat-nano, samfeat or scfeat.
-            device: auto, cuda or cpu.
-            engine: auto, tensorrt, compile, openvino, openvino_int8, openvino_bf16 or eager.
+            name: one of `samfeat_core.models.MODELS`.
+            device: auto, cpu, cuda, or cuda:N.
+            engine: one of `samfeat_core.engines.ENGINES`.
             max_keypoints: most keypoints of an image, the best by score.
             weights: file to load instead of the shipped one (safetensors, or a .pth of the authors).
             threshold: least score in [0, 1]; None = the model's default.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from samfeat_core.camera import Camera
 from samfeat_core.features import Features, Matches
-from samfeat_core.geometry import Camera, epipolar_inliers
 from samfeat_core.matching import match_mutual
+from samfeat_core.two_view import epipolar_inliers
 
 # Back-ends of the VINS family carry ids as float32: integers are exact below this.
 ID_LIMIT = 2**24

@@ -8,10 +8,7 @@ Prints a table and writes, into the output folder, `report.json` (the table's nu
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +19,10 @@ import cv2
 import numpy as np
 import typer
 
+from samfeat_core.engines import ENGINES
 from samfeat_core.errors import SamfeatError
+from samfeat_core.files import write_json
+from samfeat_core.measure import machine, percentiles
 from samfeat_ros.playback import (
     Answer,
     Frame,
@@ -84,7 +84,7 @@ def build_report(recording: Recording, playback: Playback, tally: Tally) -> dict
         "model": diagnostics.get("model"),
         "device": diagnostics.get("device"),
         "engine": diagnostics.get("engine"),
-        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "load": list(os.getloadavg())},
+        "machine": machine(),
         "frames_in": len(answers),
         "frames_received": received,
         "frames_processed": len(arrived),
@@ -116,12 +116,6 @@ def median(values: list[Any]) -> float:
     return float(np.median(values)) if values else math.nan
 
 
-def percentiles(values: list[float]) -> dict[str, float]:
-    """p50 and p99."""
-    p50, p99 = np.percentile(values, [50, 99]) if values else (math.nan, math.nan)
-    return {"p50": float(p50), "p99": float(p99)}
-
-
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
     causes = ", ".join(f"{count} {cause}" for cause, count in report["dropped_by_cause"].items() if count)
@@ -144,15 +138,6 @@ def table(report: dict[str, Any]) -> str:
 
 def _text(value: float | None, digits: int = 0) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def json_ready(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: json_ready(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [json_ready(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def within(frames: Iterable[Frame], seconds: float) -> Iterator[Frame]:
@@ -226,7 +211,7 @@ def run(
         picture.unlink(missing_ok=True)
         if not draw_overlay(process, recording, best_stretch(answers, tally.inliers_at), picture):
             raise PlaybackError("the node sent no overlay")
-    (output / "report.json").write_text(json.dumps(json_ready(report), indent=1) + "\n")
+    write_json(output / "report.json", report)
     return report
 
 
@@ -244,9 +229,7 @@ def demo(
     model: str = typer.Option("samfeat-nano", help="Network of the node."),
     weights: str = typer.Option("", help="Weights file; empty = the shipped ones."),
     device: str = typer.Option("cpu", help="auto, cpu or cuda."),
-    engine: str = typer.Option(
-        "auto", help="auto, openvino, openvino_int8, openvino_bf16, eager, compile or tensorrt."
-    ),
+    engine: str = typer.Option("auto", help=", ".join(ENGINES)),
     max_keypoints: int = typer.Option(1024, min=1, help="Largest number of keypoints per frame."),
     timeout: float = typer.Option(120.0, min=1, help="Seconds until the node must have answered a first image."),
 ) -> None:

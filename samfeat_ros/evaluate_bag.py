@@ -15,6 +15,7 @@ import typer
 import yaml
 from tqdm import tqdm
 
+from samfeat_core.engines import ENGINES
 from samfeat_core.errors import SamfeatError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def evaluate(
     rate: str = typer.Option("1.0", help="Times the recorded speed, or max: every frame, one in flight."),
     keypoints: int = typer.Option(1024, min=8, max=16384, help="Keypoint budget of everyone."),
     device: str = typer.Option("auto", help="Device of the models: auto, cpu or cuda."),
-    engine: str = typer.Option("auto", help="auto, tensorrt, compile, openvino, openvino_int8, openvino_bf16, eager."),
+    engine: str = typer.Option("auto", help=", ".join(ENGINES)),
     parameter: list[str] = typer.Option([], help="Further parameter of the node, NAME=VALUE; repeat for more."),
     rectified: bool = typer.Option(False, help="The images are rectified: take P of CameraInfo, and no distortion."),
     limit: int = typer.Option(None, min=1, help="Use only the first so many images."),
@@ -184,8 +185,9 @@ def _report(
     settings: dict[str, Any],
     folder: Path,
 ) -> None:
+    from samfeat_core.files import write_json
     from samfeat_ros.evaluation.page import write_page
-    from samfeat_ros.evaluation.report import build_report, evaluate_run, text_table, where_classic_wins, write_json
+    from samfeat_ros.evaluation.report import build_report, evaluate_run, text_table, where_classic_wins
 
     for name, reason in failures.items():
         print(f"evaluate_bag: {name}: {reason}", file=sys.stderr)
@@ -197,7 +199,7 @@ def _report(
             evaluated.append(evaluate_run(run, footage, known[1], settings["gaps"]))
             bar.update()
     report = build_report(footage, *known, evaluated, failures, settings)
-    write_json(report, folder / "report.json")
+    write_json(folder / "report.json", report)
     write_page(report, evaluated, footage, folder / "report.html")
     print(text_table(report))
     if wins := where_classic_wins(report):

@@ -25,8 +25,8 @@ from geometry_msgs.msg import Point32
 from sensor_msgs.msg import ChannelFloat32, Image, PointCloud, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from samfeat_core.camera import Camera
 from samfeat_core.features import Features, Matches
-from samfeat_core.geometry import Camera
 
 KEYPOINT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("score", "f4"), ("id", "u4")])
 MATCH = np.dtype(

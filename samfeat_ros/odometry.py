@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from samfeat_core.geometry import Camera
+from samfeat_core.camera import Camera
+from samfeat_core.two_view import skew
 
 INITIALIZING, TRACKING, LOST = "initializing", "tracking", "lost"
 _MIN_POINTS = 12  # fewer agreeing points are no pose
@@ -394,7 +395,7 @@ def _bundle_step(
     rotations = np.stack([pose.rotation for pose in poses])
     by_point = by_camera @ rotations
     # x -> exp(w) x + v in the camera: d x / d (w, v) = [-[x]_x, 1]
-    by_pose = np.concatenate([-by_camera[:, free] @ _skew(cameras[:, free]), by_camera[:, free]], axis=3)
+    by_pose = np.concatenate([-by_camera[:, free] @ skew(cameras[:, free]), by_camera[:, free]], axis=3)
 
     weighted = by_point * weight[..., None, None]
     h_points = np.einsum("nfki,nfkj->nij", weighted, by_point)
@@ -429,13 +430,6 @@ def _projection_jacobian(cameras: np.ndarray) -> np.ndarray:
     jacobian[..., 0, 0] = jacobian[..., 1, 1] = 1 / depth
     jacobian[..., :, 2] = -cameras[..., :2] / depth[..., None] ** 2
     return jacobian
-
-
-def _skew(vectors: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) cross-product matrices."""
-    x, y, z = np.moveaxis(vectors, -1, 0)
-    zero = np.zeros_like(x)
-    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*vectors.shape, 3)
 
 
 def _residuals(pose: Pose, points: np.ndarray, rays: np.ndarray) -> np.ndarray:

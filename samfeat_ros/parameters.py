@@ -13,7 +13,8 @@ from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 
-from samfeat_core.engines import CPU_ONLY, NEEDS
+from samfeat_core.engines import BY_DEVICE, ENGINES, check_choice
+from samfeat_core.models import model_names
 
 # When a parameter may change: at start only, while the node is unconfigured, or at any time.
 START, CONFIGURE, LIVE = "start", "configure", "live"
@@ -37,16 +38,16 @@ class Parameters:
     autostart: bool = _entry(False, "Configure and activate at start, without a lifecycle manager.", change=START)
 
     # the network
-    model: str = _entry("samfeat-nano", "Name of the network: samfeat-nano, samfeat or scfeat.")
+    model: str = _entry("samfeat-nano", f"Name of the network: {model_names()}.")
     weights: str = _entry(
         "", "Weights file (.safetensors, or the authors' .pth); empty = the weights shipped for the model."
     )
-    device: str = _entry("auto", "auto takes CUDA where it works, else the CPU.", choices=("auto", "cpu", "cuda"))
+    device: str = _entry("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA where it works, else the CPU.")
     engine: str = _entry(
         "auto",
         "Inference engine; auto takes the fastest exact one that works here and says why. openvino_int8 is faster on a "
         "CPU, openvino_bf16 on one with bfloat16; both find nearly the same.",
-        choices=("auto", *NEEDS),
+        choices=ENGINES,
     )
     require_cuda: bool = _entry(False, "Refuse to configure without a CUDA device, instead of falling back to the CPU.")
     cache_dir: str = _entry("", "Folder for built engines; empty = the user's cache folder.")
@@ -122,13 +123,13 @@ class Parameters:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
         if not self.model:
-            raise ParameterError("model is empty, expected samfeat-nano, samfeat or scfeat")
-        if self.require_cuda and (self.device == "cpu" or self.engine in CPU_ONLY):
+            raise ParameterError(f"model is empty, expected one of {model_names()}")
+        try:
+            check_choice(self.device, self.engine)
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
+        if self.require_cuda and (self.device == "cpu" or self.engine not in ("auto", *BY_DEVICE["cuda"])):
             raise ParameterError(f"require_cuda contradicts device {self.device!r} with engine {self.engine!r}")
-        if self.device == "cpu" and self.engine in ("compile", "tensorrt"):
-            raise ParameterError(f"engine {self.engine!r} needs a CUDA device, but device is 'cpu'")
-        if self.device == "cuda" and self.engine in CPU_ONLY:
-            raise ParameterError(f"engine {self.engine!r} runs on the CPU, but device is {self.device!r}")
         if 0 < self.resize < max(32, 2 * self.border + 1):
             raise ParameterError(f"resize is {self.resize}, expected 0 or at least 32 and more than two borders")
         return self

@@ -13,9 +13,9 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from samfeat_core.camera import Camera
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.features import Features, Matches
-from samfeat_core.geometry import Camera
 from samfeat_core.tracking import FrameTracker
 from samfeat_ros.image_input import image_from_compressed_msg, image_from_msg
 from samfeat_ros.messages import camera_from_msg, stamp_to_ns

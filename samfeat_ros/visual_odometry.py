@@ -28,7 +28,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, PointCloud2
 
-from samfeat_core.geometry import Camera
+from samfeat_core.camera import Camera
+from samfeat_core.poses import quaternion
 from samfeat_ros.messages import MessageError, camera_from_msg, matches_from_msg, stamp_to_ns
 from samfeat_ros.odometry import TRACKING, MonocularOdometry, Update
 from samfeat_ros.qos import newest
@@ -158,14 +159,6 @@ def _same(a: Camera, b: Camera) -> bool:
 
 def _diagonal(value: float) -> np.ndarray:
     return np.full(6, value)
-
-
-def quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """x, y, z, w of a rotation matrix (3, 3), w >= 0."""
-    turn = cv2.Rodrigues(rotation)[0].ravel()
-    angle = float(np.linalg.norm(turn))
-    x, y, z = turn * (np.sin(angle / 2) / angle if angle > 1e-12 else 0.5)
-    return float(x), float(y), float(z), float(np.cos(angle / 2))
 
 
 def _fill_pose(pose: Any, matrix: np.ndarray) -> None:

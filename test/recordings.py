@@ -7,12 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from samfeat_ros.sequence_to_bag import Sequence, write_bag
+from samfeat_core.sequence import ImageSequence
+from samfeat_ros.sequence_to_bag import frame_times, write_bag
 
 FRAMES, RATE = 10, 20.0
 
 
-def sliding_window(folder: Path) -> Sequence:
+def sliding_window(folder: Path) -> ImageSequence:
     """FRAMES grey images of 320x240: a window that slides by 4 pixels a frame over a picture."""
     (folder / "image").mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (60, 120), np.uint8)
@@ -20,12 +21,12 @@ def sliding_window(folder: Path) -> Sequence:
     for index in range(FRAMES):
         cv2.imwrite(str(folder / "image" / f"{index:03d}.png"), picture[:, 4 * index : 4 * index + 320])
     (folder / "calib.txt").write_text("P0: 300 0 160 0 0 300 120 0 0 0 1 0\n")
-    return Sequence.read(folder, RATE, ground_truth=False)
+    return ImageSequence.read(folder)
 
 
-def make_bag(sequence: Sequence, output: Path, **options) -> Path:
+def make_bag(sequence: ImageSequence, output: Path, **options) -> Path:
     """The bag folder; options are those of `write_bag`."""
-    assert len(list(write_bag(sequence, output, **options))) == FRAMES
+    assert len(list(write_bag(sequence, output, frame_times(sequence, RATE), **options))) == FRAMES
     return output
 
 

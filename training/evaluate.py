@@ -17,11 +17,12 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from samfeat_core.classic import CLASSIC, Extractor
+from samfeat_core.engines import ENGINES
 from samfeat_core.errors import SamfeatError
 from training.evaluation import report
 from training.evaluation.extractors import resolve
 from training.evaluation.suites import FOLDERS, SUITES, Options, Task, find_folder
-from training.peers import PEERS, Extractor
 
 WEIGHTS = Path(__file__).parents[1] / "samfeat_core" / "weights"
 
@@ -62,7 +63,7 @@ def _bar(label: str, task: Task):
 
 
 def _is_foreign(label: str) -> bool:
-    return label in PEERS or (":" in label and "=" not in label)
+    return label in CLASSIC or (":" in label and "=" not in label)
 
 
 def _identity(result: dict) -> str:
@@ -121,7 +122,7 @@ def main(
         Path | None, typer.Option(help="An earlier report.json whose results of foreign extractors are taken over.")
     ] = None,
     device: Annotated[str, typer.Option(help="Device of our models: auto, cpu, cuda, cuda:1 ...")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, eager, openvino, openvino_int8 ...")] = "auto",
+    engine: Annotated[str, typer.Option(help=", ".join(ENGINES))] = "auto",
 ) -> None:
     """Evaluate feature extractors: matching accuracy under homographies, relative pose, repeatability, localisation."""
     try:
@@ -130,7 +131,7 @@ def main(
         tasks = collect_tasks(suite or ["homography", "pose"], data, options)
         overrides = parse_weights(weights or [])
         names = extractor or shipped_models()
-        names = list(dict.fromkeys([*names, *(PEERS if peers else ())]))
+        names = list(dict.fromkeys([*names, *(CLASSIC if peers else ())]))
         if not names:
             raise ValueError("nothing to evaluate: no weights are shipped and no --extractor is given")
         extractors = {name: resolve(name, max_keypoints, device, engine, overrides.get(name)) for name in names}

@@ -88,7 +88,7 @@ class FeatureTask(nn.Module):
         self.network = network
         self.config = config
         self.weights = weights
-        self.photometric = Photometric(config.photometric, network.channels)  # type: ignore[arg-type]
+        self.photometric = Photometric(config.photometric, network.spec.channels)  # type: ignore[arg-type, union-attr]
 
     def forward(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
         with torch.autocast(batch.image0.device.type, enabled=False):  # views are made in full precision
@@ -111,8 +111,8 @@ class FeatureTask(nn.Module):
         size = (batch.image0.shape[-1], batch.image0.shape[-2])
         points0, valid = self.choose_points(first.score.detach().float(), batch.valid01)
         points1 = matching.gather_pixels(batch.warp01, points0).nan_to_num(0)
-        descriptors0, attention0 = identify(first, points0, size)
-        descriptors1, attention1 = identify(second, points1, size)
+        descriptors0, attention0 = describe_points(first, points0, size)
+        descriptors1, attention1 = describe_points(second, points1, size)
         losses = {}
         if weights.match:
             losses["match"] = matching.dual_softmax(
@@ -138,7 +138,7 @@ class FeatureTask(nn.Module):
         size = (batch.image1.shape[-1], batch.image1.shape[-2])
         interior = torch.ones_like(batch.valid10)
         peaks, _ = detect(second.score.detach().float(), interior, self.config.points // 2, self.config.nms_radius)
-        return second.identify(peaks, size), peaks
+        return second.describe_without_strength(peaks, size), peaks
 
     def teacher_losses(self, first: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
         """`dis` and `edge` of the first views that a teacher has seen, `det` of those that are labelled."""
@@ -185,8 +185,8 @@ class FeatureTask(nn.Module):
                 for rows in (batch.example0, batch.example1, batch.example_descriptors)
             )
             valid = shown.gather(1, chosen)
-            answer0 = first.identify(points0.nan_to_num(0), size)
-            answer1 = second.identify(points1.nan_to_num(0), size)
+            answer0 = first.describe_without_strength(points0.nan_to_num(0), size)
+            answer1 = second.describe_without_strength(points1.nan_to_num(0), size)
             losses["relation"] = relation_imitation(answer0, answer1, wanted, valid)
         return losses
 
@@ -273,10 +273,10 @@ class Found:
     visible: Tensor  # (B, K) bool, has a true counterpart at all
 
 
-def identify(dense: DenseFeatures, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+def describe_points(dense: DenseFeatures, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
     """Unit rows that say which points are at pixels (B, N, 2), and their attention weights (B, N) if there are any."""
     attention = None if dense.weight is None else sample(dense.weight.float(), points, size)[..., 0]
-    return dense.identify(points, size), attention
+    return dense.describe_without_strength(points, size), attention
 
 
 def best_shown(shown: Tensor, count: int) -> Tensor:

@@ -1,141 +1,24 @@
-"""Two-view geometry for training and evaluation, for numpy arrays and torch tensors alike.
+"""Where points of one view are in another: through homographies and through depth.
 
-Points are pixels (x, y) with the centre of the top-left pixel at (0, 0). Every function takes leading batch dimensions
-where its arguments share them, keeps dtype and device, and, in torch, is differentiable in its points and matrices.
-Rigid transforms T_0to1 (4, 4) map coordinates of camera 0 to camera 1; poses are camera-to-world.
+For NumPy arrays and torch tensors alike, as `samfeat_core.poses`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
-from typing import TypeVar
-
 import numpy as np
 import torch
 
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
+from samfeat_core.poses import Array, namespace, transform_points
+from samfeat_core.two_view import normalize_points, to_homogeneous
 
 # Depth readings around a point further apart than this belong to two surfaces: none of their means lies on either.
 _DEPTH_EDGE = 0.05
-
-
-def _namespace(array: np.ndarray | torch.Tensor) -> ModuleType:
-    return torch if isinstance(array, torch.Tensor) else np
-
-
-def _norm(vectors: Array) -> Array:
-    return (vectors * vectors).sum(-1) ** 0.5
-
-
-def to_homogeneous(points: Array) -> Array:
-    """(..., N, D) -> (..., N, D + 1) with a last column of ones."""
-    xp = _namespace(points)
-    return xp.concatenate([points, xp.ones_like(points[..., :1])], -1)
-
-
-def transform_points(points: Array, transform: Array) -> Array:
-    """3-D points (..., N, 3) under rigid transforms (..., 4, 4)."""
-    return points @ transform[..., :3, :3].swapaxes(-1, -2) + transform[..., None, :3, 3]
 
 
 def warp_homography(points: Array, homography: Array) -> Array:
     """Points (..., N, 2) under homographies (..., 3, 3). Points on the horizon come out infinite or NaN."""
     warped = to_homogeneous(points) @ homography.swapaxes(-1, -2)
     return warped[..., :2] / warped[..., 2:]
-
-
-def normalize_points(points: Array, matrix: Array) -> Array:
-    """Pixels (..., N, 2) to normalised coordinates under camera matrices (..., 3, 3) with or without skew."""
-    y = (points[..., 1] - matrix[..., None, 1, 2]) / matrix[..., None, 1, 1]
-    x = (points[..., 0] - matrix[..., None, 0, 2] - matrix[..., None, 0, 1] * y) / matrix[..., None, 0, 0]
-    return _namespace(points).stack([x, y], -1)
-
-
-def skew(vectors: Array) -> Array:
-    """(..., 3) -> (..., 3, 3) with skew(v) @ w = v x w."""
-    xp = _namespace(vectors)
-    x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
-    zero = xp.zeros_like(x)
-    rows = [xp.stack(row, -1) for row in ([zero, -z, y], [z, zero, -x], [-y, x, zero])]
-    return xp.stack(rows, -2)
-
-
-def relative_pose(pose0: Array, pose1: Array) -> Array:
-    """T_0to1 (..., 4, 4) of two camera-to-world poses (..., 4, 4)."""
-    return _namespace(pose0).linalg.inv(pose1) @ pose0
-
-
-def essential_matrix(T_0to1: Array) -> Array:
-    """E (..., 3, 3) with x1^T E x0 = 0 in normalised coordinates."""
-    return skew(T_0to1[..., :3, 3]) @ T_0to1[..., :3, :3]
-
-
-def fundamental_matrix(K0: Array, K1: Array, T_0to1: Array) -> Array:
-    """F (..., 3, 3) with x1^T F x0 = 0 in pixels, unnormalised."""
-    inv = _namespace(K0).linalg.inv
-    return inv(K1).swapaxes(-1, -2) @ essential_matrix(T_0to1) @ inv(K0)
-
-
-def epipolar_distance(points0: Array, points1: Array, F: Array) -> Array:
-    """Distance (..., N) in pixels of points1 to the epipolar lines F x0 of points0, both (..., N, 2).
-
-    For the other direction call with the points exchanged and F transposed. Infinite where F has no line for a point
-    (it is the epipole, or the cameras share their centre).
-    """
-    lines = to_homogeneous(points0) @ F.swapaxes(-1, -2)
-    residual = abs((lines * to_homogeneous(points1)).sum(-1))
-    length = _norm(lines[..., :2])
-    xp = _namespace(points0)
-    none = length <= 0
-    return xp.where(none, xp.full_like(residual, xp.inf), residual / xp.where(none, xp.ones_like(length), length))
-
-
-def rotation_angle(rotation: Array) -> Array:
-    """Angle (...) in degrees of rotations (..., 3, 3), exact for small angles too."""
-    xp = _namespace(rotation)
-    # 2 sin of the angle times the axis; arccos of the trace alone loses all digits near 0 and 180 degrees.
-    axis = xp.stack([rotation[..., i, j] - rotation[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1)
-    trace = rotation[..., 0, 0] + rotation[..., 1, 1] + rotation[..., 2, 2]
-    return xp.rad2deg(xp.arctan2(_norm(axis), trace - 1))
-
-
-def pose_error(
-    R: np.ndarray, t: np.ndarray, R_gt: np.ndarray, t_gt: np.ndarray, signed: bool = False
-) -> tuple[float, float]:
-    """Errors of an estimated relative pose, in degrees: of the rotation, and of the direction of the translation.
-
-    Two views do not give the length of t. By convention (SuperGlue and after) its sign does not count either,
-    unless `signed`. A zero or non-finite t counts as 180 degrees wrong (90 unsigned), a non-finite R as 180.
-    """
-    rotation = R_gt.T @ R
-    rot_deg = float(rotation_angle(rotation)) if np.isfinite(rotation).all() else 180.0
-    t, t_gt = np.ravel(t), np.ravel(t_gt)
-    cross, dot = float(np.linalg.norm(np.cross(t_gt, t))), float(t_gt @ t)
-    usable = np.isfinite([cross, dot]).all() and np.linalg.norm(t) > 0 and np.linalg.norm(t_gt) > 0
-    trans_deg = float(np.degrees(np.arctan2(cross, dot))) if usable else 180.0
-    if not signed:
-        trans_deg = min(trans_deg, 180.0 - trans_deg) if usable else 90.0
-    return rot_deg, trans_deg
-
-
-def pose_auc(errors: Sequence[float] | np.ndarray, thresholds: Sequence[float] = (5, 10, 20)) -> list[float]:
-    """Area under the recall curve of pose errors up to each threshold in degrees, divided by the threshold: 0..1.
-
-    The trapezoid rule over the sorted errors, as the field computes it. NaN counts as a failure. NaN for no errors.
-    """
-    errors = np.asarray(errors, np.float64)
-    if not errors.size:
-        return [float("nan")] * len(thresholds)
-    errors = np.sort(np.where(np.isnan(errors), np.inf, errors))
-    recall = np.arange(1, len(errors) + 1) / len(errors)
-    errors, recall = np.r_[0.0, errors], np.r_[0.0, recall]
-    areas = []
-    for threshold in thresholds:
-        last = int(np.searchsorted(errors, threshold))
-        x, y = np.r_[errors[:last], threshold], np.r_[recall[:last], recall[last - 1]]
-        areas.append(float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / threshold))
-    return areas
 
 
 def sampling_grid(points: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
@@ -151,7 +34,7 @@ def sample_depth(depth: Array, points: Array) -> Array:
     Bilinear among readings of one surface, the nearest reading at a depth edge. Readings that are not positive and
     finite are missing, and so is everything outside the map.
     """
-    xp = _namespace(depth)
+    xp = namespace(depth)
     single = depth.ndim == 2
     if single:
         depth, points = depth[None], points[None]
@@ -206,7 +89,7 @@ def warp_depth(
     Returns:
         points1 (..., N, 2), NaN where not valid, and valid (..., N) bool.
     """
-    xp = _namespace(points)
+    xp = namespace(points)
     z0 = sample_depth(depth, points)
     inside = transform_points(to_homogeneous(normalize_points(points, K0)) * z0[..., None], T_0to1)
     z1 = inside[..., 2]

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import typer
 
+from samfeat_core.classic import Extractor
 from samfeat_core.engines import fingerprint
 from samfeat_core.errors import SamfeatError
 from samfeat_core.extractor import FeatureExtractor
@@ -27,7 +28,6 @@ from training.labels import features
 from training.labels.detectors import OPENCV, Detector, load_detector
 from training.labels.homographic_adaptation import peaks, repeatability_map
 from training.labels.store import KeypointLabels, LabelStore, pack
-from training.peers import Extractor
 from training.photo_store import Note, Photo, SkipPhoto, StoreError, fill, find_photos, read_photo
 from training.teach import PHOTOS, STORE, finish, one_line_errors, pick_device
 

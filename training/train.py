@@ -12,7 +12,7 @@ import torch
 import typer
 
 from samfeat_core.errors import SamfeatError
-from samfeat_core.models import find_class, model_spec
+from samfeat_core.models import build_network, model_spec
 from samfeat_core.weights import load_into
 from training.config import DataConfig, TrainConfig, load_config
 from training.feature_task import FeatureTask
@@ -115,8 +115,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Prepared:
         ValueError: a folder or a size is not as expected. StoreError: a store is of another kind.
     """
     data = config.data
-    network_class = find_class(config.model)
-    multiple = max(network_class.stride_multiple, CELL)  # type: ignore[attr-defined]
+    multiple = max(model_spec(config.model).stride_multiple, CELL)
     if any(side % multiple for side in data.size):
         raise ValueError(f"data.size is {data.size[0]}x{data.size[1]}, {config.model} takes multiples of {multiple}")
     loader = PhotoLoader(
@@ -136,13 +135,12 @@ def train(config: TrainConfig, output: Path, device: torch.device, prepared: Pre
     check_losses(config)
     check_same_run(config, output)
     prepared = prepared or prepare(config, device)
-    data, network_class = config.data, find_class(config.model)
-    channels: int = network_class.channels  # type: ignore[attr-defined]
-    batches = validation_batches(prepared.held_out, data, device, channels)
-    validate = MatchingValidation(batches, model_spec(config.model).usual.nms_radius)
+    data, spec = config.data, model_spec(config.model)
+    batches = validation_batches(prepared.held_out, data, device, spec.channels)
+    validate = MatchingValidation(batches, spec.usual.nms_radius)
     rank = own_rank()
     torch.manual_seed(config.seed)
-    network = network_class()
+    network = build_network(config.model)
     if config.init:
         load_into(network, config.init)
     torch.manual_seed(config.seed + 1000 * rank)  # the same network everywhere, other views on every rank

@@ -23,12 +23,13 @@ from samfeat_core.models import ModelSpec
 RawFeatures = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Log = Callable[[str, str], None]
 
-# In order of preference on each device. Module of each engine: samfeat_core.engines.<name>.
+# Engines of each device in order of preference. The module of an engine is samfeat_core.engines.<name>.
 BY_DEVICE = {
     "cuda": ("tensorrt", "compile", "eager"),
     "cpu": ("openvino", "eager", "compile", "openvino_bf16", "openvino_int8"),
 }
-NEEDS = {
+# The package that each engine runs on.
+LIBRARY = {
     "eager": "torch",
     "compile": "torch",
     "tensorrt": "torch_tensorrt",
@@ -36,7 +37,8 @@ NEEDS = {
     "openvino_bf16": "openvino",
     "openvino_int8": "openvino",
 }
-CPU_ONLY = set(BY_DEVICE["cpu"]) - set(BY_DEVICE["cuda"])
+ENGINES = ("auto", *LIBRARY)
+DEVICES = ("auto", "cuda", "cpu")
 # Not as near to eager as engines promise: only where asked for.
 INEXACT = ("openvino_bf16", "openvino_int8")
 
@@ -48,7 +50,7 @@ class Job:
     Attributes:
         weights: weights file.
         height, width: of the network's input, multiples of the model's stride.
-        device: cuda or cpu.
+        device: cpu, cuda or cuda:N.
         cache_dir: where engines that can be kept are kept.
     """
 
@@ -84,7 +86,7 @@ class Engine(Protocol):
 
 
 def fingerprint(*paths: Path) -> str:
-    """What tells files of one name apart by their content; of a folder, the .pth weights in it."""
+    """First 16 hex digits of the SHA-256 over the files; of a folder, over the .pth weights in it."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         for file in sorted(path.glob("*.pth")) if path.is_dir() else [path]:
@@ -102,30 +104,48 @@ def cuda_devices() -> int:
         return 0
 
 
+def check_choice(device: str, engine: str) -> None:
+    """ValueError unless the names exist and the engine runs on that device.
+
+    Args:
+        device: auto, cpu, cuda, or one GPU of several: cuda:0, cuda:1, ...
+        engine: auto or one of `LIBRARY`.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())) or device.endswith(":"):
+        raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}, cuda:N")
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    if kind != "auto" and engine != "auto" and engine not in BY_DEVICE[kind]:
+        raise ValueError(f"engine {engine} does not run on {kind}, expected one of auto, {', '.join(BY_DEVICE[kind])}")
+
+
 def choose_device(device: str, engine: str = "auto") -> tuple[str, str]:
-    """(cuda or cpu, why) for auto, cuda or cpu, and for an engine that may run on one of them only.
+    """The device to use (cpu, cuda or cuda:N) and why, for a device and an engine as `check_choice` takes them.
 
     Raises:
-        ValueError: another name. EngineError: cuda is asked for and cannot be used.
+        ValueError: see `check_choice`. EngineError: cuda is asked for and cannot be used.
     """
-    if device not in ("auto", "cuda", "cpu"):
-        raise ValueError(f"device is {device!r}, expected auto, cuda or cpu")
+    check_choice(device, engine)
     if device == "cpu":
         return "cpu", "as asked"
-    if device == "auto" and engine in CPU_ONLY:
+    if device == "auto" and engine != "auto" and engine not in BY_DEVICE["cuda"]:
         return "cpu", f"{engine} runs on the CPU"
-    problem = cuda_problem()
+    problem = cuda_problem(int(device.partition(":")[2] or 0))
     if problem is None:
-        return "cuda", "as asked" if device == "cuda" else "CUDA device found"
-    if device == "cuda":
-        raise EngineError(f"device cuda cannot be used: {problem}")
+        return ("cuda", "CUDA device found") if device == "auto" else (device, "as asked")
+    if device != "auto":
+        raise EngineError(f"device {device} cannot be used: {problem}")
     return "cpu", problem
 
 
-def cuda_problem() -> str | None:
-    """Why CUDA cannot be used, or None."""
-    if cuda_devices() == 0:
+def cuda_problem(index: int = 0) -> str | None:
+    """Why that CUDA device cannot be used, or None."""
+    count = cuda_devices()
+    if count == 0:
         return "no CUDA device or driver"
+    if index >= count:
+        return f"there are {count} CUDA devices"
     if find_spec("torch") is None:
         return "PyTorch is not installed"
     import torch
@@ -134,21 +154,17 @@ def cuda_problem() -> str | None:
 
 
 def candidates(engine: str, device: str) -> tuple[list[str], list[str]]:
-    """Engines to try in order, and why better ones are not among them.
+    """Engines to try in order on cpu, cuda or cuda:N, and why better ones are not among them.
 
     Raises:
-        ValueError: no such engine, or not on that device. EngineError: `auto`, and nothing is installed.
+        ValueError: see `check_choice`. EngineError: `auto`, and nothing is installed.
     """
-    known = BY_DEVICE[device]
-    exact = [name for name in known if name not in INEXACT]
+    check_choice(device, engine)
+    exact = [name for name in BY_DEVICE[device.partition(":")[0]] if name not in INEXACT]
     if engine != "auto":
-        if engine not in NEEDS:
-            raise ValueError(f"engine is {engine!r}, expected auto, {', '.join(NEEDS)}")
-        if engine not in known:
-            raise ValueError(f"engine {engine} does not run on {device}, expected auto, {', '.join(known)}")
         return [engine, *(name for name in exact if name != engine)], []
-    missing = [name for name in exact if find_spec(NEEDS[name]) is None]
-    notes = [f"{name}: {NEEDS[name]} is not installed" for name in missing]
+    missing = [name for name in exact if find_spec(LIBRARY[name]) is None]
+    notes = [f"{name}: {LIBRARY[name]} is not installed" for name in missing]
     if missing == exact:
         raise EngineError(f"nothing runs a network on {device}: {'; '.join(notes)}")
     return [name for name in exact if name not in missing], notes
@@ -175,7 +191,7 @@ def engine_module(name: str) -> ModuleType:
     Raises:
         EngineError: the library it runs on is not installed, or cannot be loaded.
     """
-    library = NEEDS[name]
+    library = LIBRARY[name]
     if find_spec(library) is None:
         raise EngineError(f"{library} is not installed")
     try:

@@ -72,7 +72,10 @@ class CudaGraphEngine(CompiledEngine):
 def build(job: Job) -> CompiledEngine:
     """Raises EngineError when compiling or recording fails."""
     try:
-        return CudaGraphEngine(job) if job.device == "cuda" else CompiledEngine(job)
+        if job.device == "cpu":
+            return CompiledEngine(job)
+        with torch.cuda.device(job.device):
+            return CudaGraphEngine(job)
     except SamfeatError:
         raise
     except Exception as error:  # the compiler leaks many types

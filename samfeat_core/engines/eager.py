@@ -58,10 +58,10 @@ def build(job: Job) -> EagerEngine:
     """Raises EngineError where the GPU cannot run it: PyTorch may see one that it has no kernels for."""
     try:
         engine = EagerEngine(job)
-        if job.device == "cuda":
+        if job.device != "cpu":
             with torch.inference_mode():
                 engine.graph(*example_inputs(job))
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(job.device)
         return engine
     except RuntimeError as error:
         raise EngineError(f"{type(error).__name__}: {error}") from error

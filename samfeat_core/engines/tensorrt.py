@@ -41,7 +41,7 @@ class TensorRtEngine:
 
 def cache_path(job: Job) -> Path:
     """An engine is valid for one GPU type, one pair of library versions, one graph, one shape."""
-    versions = (torch.cuda.get_device_name(), torch.__version__, torch_tensorrt.__version__)
+    versions = (torch.cuda.get_device_name(job.device), torch.__version__, torch_tensorrt.__version__)
     return job.cache_dir / f"{job.key(*versions)}.ep"
 
 
@@ -59,20 +59,25 @@ def keep(module: torch.nn.Module, inputs: list[torch.Tensor], path: Path) -> Non
 def build(job: Job) -> TensorRtEngine:
     """From the cache, or compiled and put there; EngineError when that fails."""
     try:
-        path = cache_path(job)
-        if path.is_file():
-            try:
-                return TensorRtEngine(torch_tensorrt.load(str(path)).module(), job)
-            except Exception:  # damaged or of another build: compile anew
-                path.unlink(missing_ok=True)
-        inputs = list(example_inputs(job))
-        # Precisions are those of the graph: half in the network, single for positions.
-        graph = extraction_graph(job, half=True)
-        module = torch_tensorrt.compile(graph, ir="dynamo", inputs=inputs, use_explicit_typing=True)
-        engine = TensorRtEngine(module, job)
-        keep(module, inputs, path)
-        return engine
+        with torch.cuda.device(job.device):
+            return _build(job)
     except SamfeatError:
         raise
     except Exception as error:  # the compiler leaks many types
         raise EngineError(f"{type(error).__name__}: {error}") from error
+
+
+def _build(job: Job) -> TensorRtEngine:
+    path = cache_path(job)
+    if path.is_file():
+        try:
+            return TensorRtEngine(torch_tensorrt.load(str(path)).module(), job)
+        except Exception:  # damaged or of another build: compile anew
+            path.unlink(missing_ok=True)
+    inputs = list(example_inputs(job))
+    # Precisions are those of the graph: half in the network, single for positions.
+    graph = extraction_graph(job, half=True)
+    module = torch_tensorrt.compile(graph, ir="dynamo", inputs=inputs, use_explicit_typing=True)
+    engine = TensorRtEngine(module, job)
+    keep(module, inputs, path)
+    return engine

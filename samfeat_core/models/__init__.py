@@ -25,10 +25,11 @@ class DenseFeatures(NamedTuple):
         weight: (B, 1, H/s, W/s) positive descriptor weight, or None.
         edge: (B, 1, h, w) edge logits, or None where the network has no such head or does not need it.
         distill: (B, 256, H/8, W/8) feature that the teacher supervises, in training mode only.
-        project: linear layer for sampled rows (..., C) of `descriptors`, or None. It commutes with bilinear
-            sampling, and a thousand rows are fewer than a map.
-        strength: (offset b, power a) of a D-th coordinate that all descriptors share, e^b odds(score)^a beside the
-            unit row of the others; or None.
+        project: linear layer from C to D channels, applied to the sampled rows (..., C) of `descriptors` and not to
+            the whole map: it commutes with bilinear sampling, and there are fewer rows than pixels. None = C is D.
+        strength: (b, a) of an extra descriptor coordinate, exp(b + a * score logit), which is appended to the unit
+            row before the row is normalised again. It pulls points that have no counterpart towards the strongest
+            keypoints, so that they stop forming wrong mutual matches. None = no such coordinate.
     """
 
     score: Tensor
@@ -48,8 +49,13 @@ class DenseFeatures(NamedTuple):
         }
         return self._replace(**{name: change(part) for name, part in parts.items()})  # type: ignore[arg-type]
 
-    def identify(self, points: Tensor, size: tuple[int, int]) -> Tensor:
-        """Unit rows (B, K, .) float32 that say which points are at pixels (B, K, 2) of the (width, height) image."""
+    def describe_without_strength(self, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """Descriptors without the strength coordinate: unit rows (B, K, .) float32.
+
+        Args:
+            points: (B, K, 2) pixels x, y of the image.
+            size: (width, height) of the image.
+        """
         from torch.nn.functional import normalize
 
         from samfeat_core.detection import sample
@@ -58,16 +64,17 @@ class DenseFeatures(NamedTuple):
         return normalize(rows if self.project is None else self.project(rows), dim=-1)
 
     def describe(self, points: Tensor, size: tuple[int, int]) -> Tensor:
-        """Unit descriptors (B, K, D) float32 at pixels (B, K, 2) of the (width, height) image.
+        """Descriptors with the strength coordinate where the network has one: unit rows (B, K, D) float32.
 
-        With a `strength`, sure keypoints attract what has no counterpart: such points then agree on one nearest
-        neighbour, which has a better one itself, instead of each finding a mutual one that is wrong.
+        Args:
+            points: (B, K, 2) pixels x, y of the image.
+            size: (width, height) of the image.
         """
         import torch
 
         from samfeat_core.detection import sample
 
-        rows = self.identify(points, size)
+        rows = self.describe_without_strength(points, size)
         if self.strength is None:
             return rows
         offset, power = self.strength
@@ -131,8 +138,13 @@ MODELS = {
 def model_spec(name: str) -> ModelSpec:
     """The spec of a model by name; ValueError lists the names there are."""
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}: expected one of {model_names()}")
     return MODELS[name]
+
+
+def model_names() -> str:
+    """The names of all models, for texts."""
+    return ", ".join(MODELS)
 
 
 def find_class(name: str) -> type[nn.Module]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samfeat_core.models import DenseFeatures
+from samfeat_core.models import MODELS, DenseFeatures
 
 DISTILL_DIM = 256  # channels of the SAM image embedding
 STRENGTH = (0.9, 0.3)  # the last coordinate of a descriptor is e^0.9 odds(score)^0.3 before normalisation
@@ -56,15 +56,13 @@ class SamfeatNano(nn.Module):
         score_width: channels of the score branch at half resolution.
     """
 
-    channels = 1
-    stride_multiple = 32
-    descriptor_dim = 64
+    spec = MODELS["samfeat-nano"]
     optional_tensors = ("distill.",)  # of use in training only
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96, 128), score_width: int = 16) -> None:
         super().__init__()
         w2, w4, w8, w16, w32 = widths
-        dim = self.descriptor_dim
+        dim = self.spec.descriptor_dim
         self.stage2 = nn.Sequential(conv(1, w2, kernel=4, stride=2), conv(w2, w2))
         self.stage4 = Residual(w2, w4, 2)
         self.stage8 = Residual(w4, w8, 2)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samfeat_core.models import DenseFeatures
+from samfeat_core.models import MODELS, DenseFeatures
 
 DISTILL_DIM = 256  # channels of the SAM image embedding
 STACK = 64 + 64 + 128 + 128  # channels of the four encoder levels together
@@ -50,14 +50,12 @@ class EdgeAttention(nn.Module):
 class Samfeat(nn.Module):
     """RGB (B, 3, H, W) in [0, 1] -> `DenseFeatures`; H and W multiples of 8, descriptors at 1/4.
 
-    In training mode `score` is the score map alone and `edge` (H/4, W/4 logits) and `distill` are given, because each
-    has its own loss; in evaluation mode `score` has the edge map added, as the score of a keypoint is
-    sigmoid(score map + edge map), and the two are None.
+    `score` has the edge map added, as the score of a keypoint is sigmoid(score map + edge map): losses see what
+    detection sees. In training mode `edge` (H/4, W/4 logits) and `distill` are given too, because each has its own
+    loss; in evaluation mode the two are None.
     """
 
-    channels = 3
-    stride_multiple = 8
-    descriptor_dim = 128
+    spec = MODELS["samfeat"]
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +72,7 @@ class Samfeat(nn.Module):
         self.fuse_weight_3 = nn.Parameter(torch.tensor([0.3]))
         self.fuse_weight_4 = nn.Parameter(torch.tensor([0.4]))
         self.scalemap = conv3(1, 1)
-        self.conv_des = conv3(STACK, self.descriptor_dim)
+        self.conv_des = conv3(STACK, self.spec.descriptor_dim)
         # Never used: it is in the authors' checkpoints. Frozen, or DDP would wait for its gradient.
         self.conv_det = nn.Conv2d(STACK, 1, 1).requires_grad_(False)
         self.conv_edg = nn.Conv2d(STACK, 1, 1)
@@ -95,12 +93,13 @@ class Samfeat(nn.Module):
         edge = self.conv_edg(stack)
         edge_map = torch.sigmoid(edge)
         score = self._score(c1, c2, c3 * edge_map + c3, c4)
+        score = score + resize(edge_map, score)
         attended = self.egde_module(edge_map * stack, stack)
         weight = F.softplus(self.scalemap(attended.mean(dim=1, keepdim=True)))
         descriptors = self.conv_des(attended)
         if self.training:
             return DenseFeatures(score, descriptors, weight, edge, distill)
-        return DenseFeatures(score + resize(edge_map, score), descriptors, weight)
+        return DenseFeatures(score, descriptors, weight)
 
     @staticmethod
     def _pair(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.errors import EngineError, WeightsError
-from samfeat_core.models import DenseFeatures
+from samfeat_core.models import MODELS, DenseFeatures
 from samfeat_core.weights import load_state, rename
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,7 +33,7 @@ ENCODERS = {
     "resnet50": (256, 512, 1024, 256, 512),
 }
 STEM = 64
-DIM = 128
+DIM = MODELS["scfeat"].descriptor_dim
 GROUPS = 32
 
 
@@ -184,9 +184,7 @@ class Scfeat(nn.Module):
         with_detection: False leaves the detection head out and gives a score of zeros, for training the descriptors.
     """
 
-    channels = 3
-    stride_multiple = 16
-    descriptor_dim = DIM
+    spec = MODELS["scfeat"]
     optional_tensors = ("head.with_peakiness",)
     renames = {
         "backbone.firstconv": "backbone.stem.0",

@@ -11,11 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from samfeat_core.camera import Camera
 from samfeat_core.features import Features
-from samfeat_core.geometry import Camera, epipolar_inliers
+from samfeat_core.measure import percentiles
 from samfeat_core.tracking import ID_LIMIT, FrameTracker
+from samfeat_core.two_view import epipolar_inliers
 from samfeat_ros.evaluation.footage import Footage, FrameInfo
-from samfeat_ros.evaluation.runs import Record, Run, percentiles
+from samfeat_ros.evaluation.runs import Record, Run
 
 INLIER_THRESHOLD_PX = 1.5  # the node's default
 MAX_GAP_S = 1.0

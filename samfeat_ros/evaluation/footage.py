@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from samfeat_core.camera import Camera
 from samfeat_core.errors import SamfeatError
-from samfeat_core.geometry import Camera
 from samfeat_ros.bags import Bag, BagError, BagMessage, decode, typestore
 from samfeat_ros.image_input import FULL_SCALE_16BIT, ImageError, image_from_compressed_msg, image_from_msg
 from samfeat_ros.messages import camera_from_msg

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from samfeat_core.errors import SamfeatError
+from samfeat_core.poses import interpolate_pose, pose_matrix
 from samfeat_ros.bags import Bag, BagError, decode, stamp_ns
 
 POSE_TYPES = {
@@ -67,7 +67,7 @@ class GroundTruth:
             before = after - 1
             first, second = int(self.stamps_ns[before]), int(self.stamps_ns[after])
             if second - first <= 2 * tolerance:
-                return _between(self.poses[before], self.poses[after], (stamp - first) / (second - first))
+                return interpolate_pose(self.poses[before], self.poses[after], (stamp - first) / (second - first))
         near = [i for i in (after - 1, after) if 0 <= i < len(self.stamps_ns)]
         best = min(near, key=lambda i: abs(int(self.stamps_ns[i]) - stamp))
         if abs(int(self.stamps_ns[best]) - stamp) <= tolerance:
@@ -99,20 +99,6 @@ def read_ground_truth(source: str, bag: Bag, count: int, cut: bool = False) -> G
     except BagError as error:
         raise BagError(f"{error} (and no such file)") from error
     return _read_topic(bag, topic.name)
-
-
-def pose_matrix(translation: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
-    """(..., 4, 4) from translations (..., 3) and quaternions x y z w (..., 4), which are normalised here."""
-    translation, turn = np.asarray(translation, np.float64), np.asarray(quaternion, np.float64)
-    turn = turn / np.linalg.norm(turn, axis=-1, keepdims=True)
-    axis, w = turn[..., :3], turn[..., 3]
-    cross = np.cross(axis[..., None, :], -np.eye(3))  # rows -axis x e_i: the cross-product matrix
-    outer = axis[..., :, None] * axis[..., None, :]
-    matrix = np.zeros((*translation.shape[:-1], 4, 4))
-    matrix[..., :3, :3] = (2 * w * w - 1)[..., None, None] * np.eye(3) + 2 * outer + 2 * w[..., None, None] * cross
-    matrix[..., :3, 3] = translation
-    matrix[..., 3, 3] = 1
-    return matrix
 
 
 def parse_extrinsics(text: str) -> np.ndarray:
@@ -194,13 +180,3 @@ def _checked(source: str, stamps: np.ndarray, positions: np.ndarray, turns: np.n
     if not len(stamps):
         raise GroundTruthError(f"{source}: holds no usable pose")
     return GroundTruth(source, stamps, pose_matrix(positions[usable][first], turns[usable][first]))
-
-
-def _between(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    import cv2
-
-    pose = np.eye(4)
-    turn: Any = cv2.Rodrigues(first[:3, :3].T @ second[:3, :3])[0]
-    pose[:3, :3] = first[:3, :3] @ cv2.Rodrigues(share * turn)[0]
-    pose[:3, 3] = (1 - share) * first[:3, 3] + share * second[:3, 3]
-    return pose

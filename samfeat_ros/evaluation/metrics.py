@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from samfeat_core.geometry import Camera
-from samfeat_ros.evaluation.runs import Record, Run, percentiles
+from samfeat_core.camera import Camera
+from samfeat_core.measure import percentiles
+from samfeat_core.poses import pose_error
+from samfeat_core.two_view import epipolar_distance, skew
+from samfeat_ros.evaluation.runs import Record, Run
 from samfeat_ros.odometry import Pose, relative_pose
 
 GRID = (12, 9)  # cells across and down for the coverage of the image
@@ -108,14 +111,9 @@ def epipolar_errors(record: Record, motion: Pose, camera: Camera) -> np.ndarray:
 
     Pixels are those of the undistorted image at the mean focal length.
     """
-    a, b = (_homogeneous(camera.normalize(points)) for points in (record.points_prev, record.points))
-    x, y, z = motion.translation / np.linalg.norm(motion.translation)
-    essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ motion.rotation
-    line_b, line_a = a @ essential.T, b @ essential
-    residual = np.abs((b * line_b).sum(axis=1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distance = residual / np.linalg.norm(line_b[:, :2], axis=1) + residual / np.linalg.norm(line_a[:, :2], axis=1)
-    return camera.focal * distance / 2
+    a, b = camera.normalize(record.points_prev), camera.normalize(record.points)
+    essential = skew(motion.translation) @ motion.rotation
+    return camera.focal * (epipolar_distance(a, b, essential) + epipolar_distance(b, a, essential.T)) / 2
 
 
 def summarize_epipolar(records: list[Record], truth: Truth, camera: Camera) -> dict[str, Any] | None:
@@ -173,16 +171,10 @@ def _pair_error(
     rays_a, rays_b = rays[first.number][a], rays[second.number][b]
     usable = np.isfinite(rays_a).all(axis=1) & np.isfinite(rays_b).all(axis=1)
     found = relative_pose(rays_a[usable], rays_b[usable], RELATIVE_POSE_THRESHOLD_PX / camera.focal)
-    return None if found is None else pose_error(found[0], motion)
-
-
-def pose_error(estimate: Pose, truth: Pose) -> tuple[float, float]:
-    """Angle between two rotations, and between the directions of two translations, in degrees."""
-    cosine = (np.trace(estimate.rotation @ truth.rotation.T) - 1) / 2
-    lengths = np.linalg.norm(estimate.translation) * np.linalg.norm(truth.translation)
-    direction = estimate.translation @ truth.translation / max(lengths, 1e-12)
-    rotation_deg, direction_deg = np.degrees(np.arccos(np.clip([cosine, direction], -1, 1)))
-    return float(rotation_deg), float(direction_deg)
+    if found is None:
+        return None
+    estimate = found[0]
+    return pose_error(estimate.rotation, estimate.translation, motion.rotation, motion.translation, signed=True)
 
 
 def worst_frames(records: list[Record], count: int) -> list[Record]:
@@ -215,7 +207,3 @@ def _spread(values: Iterable[float]) -> dict[str, float] | None:
 def _mean(values: Iterable[float]) -> float | None:
     array = np.array(list(values), np.float64)
     return float(array.mean()) if len(array) else None
-
-
-def _homogeneous(points: np.ndarray) -> np.ndarray:
-    return np.column_stack([points, np.ones(len(points))])

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import psutil
 
+from samfeat_core.measure import percentiles
 from samfeat_core.tracking import ID_LIMIT
 from samfeat_ros.evaluation.footage import Footage, FrameInfo
-from samfeat_ros.evaluation.runs import Record, Run, percentiles
+from samfeat_ros.evaluation.runs import Record, Run
 from samfeat_ros.messages import Keypoints, MatchRows, keypoints_from_msg, matches_from_msg
 from samfeat_ros.playback import Answer, Frame, NodeProcess, Playback
 

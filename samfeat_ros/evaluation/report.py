@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from samfeat_core.measure import machine
 from samfeat_ros.evaluation.footage import Footage
 from samfeat_ros.evaluation.ground_truth import GroundTruth
 from samfeat_ros.evaluation.metrics import Truth, summarize, summarize_epipolar, summarize_relative_poses
@@ -109,15 +104,10 @@ def build_report(
             "association": "by frame number" if ground_truth.by_number else "by time, interpolated",
         },
         "settings": settings,
-        "machine": _machine(),
+        "machine": machine(),
         "runs": [item.entry for item in evaluated],
         "failures": failures,
     }
-
-
-def write_json(report: dict[str, Any], path: Path) -> None:
-    """Strict JSON: numbers that are not finite become null."""
-    path.write_text(json.dumps(_strict(report), indent=1, allow_nan=False) + "\n")
 
 
 def rows(report: dict[str, Any]) -> list[Row]:
@@ -218,26 +208,3 @@ def _at(*keys: str) -> Callable[[dict[str, Any]], float | None]:
         return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     return find
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _machine() -> dict[str, Any]:
-    import cv2
-
-    return {
-        "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_average": list(os.getloadavg()),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-    }

@@ -77,12 +77,3 @@ class Run:
             for part in (record.keypoints, record.ids, record.points_prev, record.points, record.inlier):
                 sha.update(np.ascontiguousarray(part).tobytes())
         return sha.hexdigest()
-
-
-def percentiles(values: Any) -> dict[str, float] | None:
-    """{"p50", "p90", "p99"} of the finite values, None where there are none."""
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return None
-    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 99)}

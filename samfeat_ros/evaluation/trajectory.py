@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from samfeat_core.geometry import Camera
+from samfeat_core.camera import Camera
 from samfeat_ros.evaluation.runs import Record
 from samfeat_ros.odometry import LOST, TRACKING, MonocularOdometry
 

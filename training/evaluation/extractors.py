@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from samfeat_core.classic import CLASSIC, Extractor
 from samfeat_core.features import Features
 from training.evaluation.images import ImageStore
-from training.peers import PEERS, Extractor
 
 
 def resolve(
@@ -25,8 +25,8 @@ def resolve(
     ``max_keypoints=`` where it has such a parameter, else with nothing. ``MODEL`` or ``MODEL=FILE``: a model of this
     project with its shipped weights or those of FILE. Raises ValueError naming what cannot be found.
     """
-    if name in PEERS:
-        return PEERS[name](max_keypoints)
+    if name in CLASSIC:
+        return CLASSIC[name](max_keypoints)
     if ":" in name and "=" not in name:
         return _import_extractor(name, max_keypoints)
     model, _, file = name.partition("=")

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from training.posed import read_image
+from samfeat_core.files import read_image
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from samfeat_core.files import read_numbers
 from training.evaluation.pose import PosePair
-from training.posed import read_numbers
 
 SUPERGLUE_WORDS, GLUE_FACTORY_WORDS = 38, 32
 IMAGE_ROOTS = (".", "images", "scannet_test_1500", "megadepth_test_1500", "scans_test")

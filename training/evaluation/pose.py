@@ -11,9 +11,9 @@ import poselib
 
 from samfeat_core.features import Features
 from samfeat_core.matching import match_mutual
+from samfeat_core.poses import pose_auc, pose_error
+from samfeat_core.sequence import ImageSequence
 from training.evaluation.extractors import TimedExtractor
-from training.geometry import pose_auc, pose_error
-from training.posed import PosedSequence
 
 AUC_THRESHOLDS = (5, 10, 20)
 ESTIMATOR = "poselib LO-RANSAC, essential matrix"
@@ -47,7 +47,7 @@ class PairScore:
     error: float
 
 
-def sequence_pairs(sequence: PosedSequence, gaps: Sequence[int], every: int) -> list[PosePair]:
+def sequence_pairs(sequence: ImageSequence, gaps: Sequence[int], every: int) -> list[PosePair]:
     """Pairs (i, i + gap) of a posed sequence, i every ``every``-th frame, for every gap."""
     return [
         PosePair(

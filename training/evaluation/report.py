@@ -6,7 +6,7 @@ JSON, version 1:
     version     1
     created     ISO 8601 time, UTC
     command     the command line
-    machine     {"processor", "cores", "gpu"}
+    machine     `samfeat_core.measure.machine`
     settings    {"max_keypoints", "device", "engine"}
     results     one object per extractor and data set:
         extractor   its label; for one of our models with weights of the user NAME=FILE
@@ -25,12 +25,13 @@ JSON, version 1:
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+
+from samfeat_core import files
+from samfeat_core.measure import machine
 
 FORMAT, VERSION = "samfeat-evaluation", 1
 
@@ -92,7 +93,7 @@ def write_json(path: Path, results: Sequence[dict], settings: dict) -> None:
         "settings": settings,
         "results": list(results),
     }
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    files.write_json(path, report)
 
 
 def read_json(path: Path) -> dict:
@@ -104,23 +105,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(report, dict) or report.get("format") != FORMAT or report.get("version") != VERSION:
         raise ValueError(f"{path}: not an evaluation report of version {VERSION}")
     return report
-
-
-def machine() -> dict:
-    """What the times depend on: {"processor", "cores", "gpu"}."""
-    return {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "gpu": _gpu()}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _gpu() -> str | None:
-    torch = sys.modules.get("torch")  # where nothing imported torch, nothing ran on a GPU
-    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def draw_mma(path: Path, results: Sequence[dict], title: str) -> None:

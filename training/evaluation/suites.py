@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samfeat_core.classic import Extractor
+from samfeat_core.sequence import ImageSequence
 from training.evaluation import homography, pairlists, pose
 from training.evaluation.extractors import TimedExtractor
 from training.evaluation.images import ImageStore
-from training.peers import Extractor
-from training.posed import PosedSequence
 
 # frame gaps and stride of the first frame, by the name of the sequence's folder; others: SEQUENCE_DEFAULT
 SEQUENCES: dict[str, tuple[tuple[int, ...], int]] = {"kitchen": ((6, 12), 8), "kitti_drive": ((1, 3), 6)}
@@ -109,7 +109,7 @@ def pose_suite(data: Path, options: Options) -> list[Task]:
 def _sequence_task(folder: Path, options: Options) -> Task:
     usual_gaps, usual_every = SEQUENCES.get(folder.name, SEQUENCE_DEFAULT)
     gaps, every = options.gaps or usual_gaps, options.every or usual_every
-    sequence = PosedSequence.read(folder)
+    sequence = ImageSequence.read(folder, require=("poses",))
     pairs = pose.sequence_pairs(sequence, gaps, every)
     if not pairs:
         raise ValueError(f"{folder}: {len(sequence)} frames are too few for frame gaps of {min(gaps)} and more")

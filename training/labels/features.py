@@ -17,8 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from samfeat_core.classic import Extractor
 from samfeat_core.features import Features
-from training.peers import Extractor
 from training.photo_store import PhotoStore, SkipPhoto, StoreError
 
 FORMAT = "samfeat example features"

@@ -16,9 +16,10 @@ import cv2
 import numpy as np
 import typer
 
-from training.geometry import relative_pose, rotation_angle, transform_points, warp_depth
+from samfeat_core.poses import rotation_angle, transform_points
+from samfeat_core.sequence import NO_DEPTH, ImageSequence
+from training.geometry import warp_depth
 from training.pairs.stored import Pair, store_pairs
-from training.posed import NO_DEPTH, PosedSequence
 
 # From the depth to the colour camera of a first-generation Kinect with nominal focal lengths (585 and 525 pixels).
 # Measured on 7-Scenes kitchen by moving depth edges onto image edges: 2.5 cm to the side, a third of a degree.
@@ -235,7 +236,7 @@ class PosedPairs:
         tolerance: float = 0.05,
         seed: int = 0,
     ) -> None:
-        self.sequence = PosedSequence.read(folder)
+        self.sequence = ImageSequence.read(folder, require=("poses", "depth"))
         if self.sequence.depths is None:
             raise ValueError(f"{folder}: the sequence has no depth/ folder")
         self.size, self.refine, self.min_common, self.tolerance = size, refine, min_common, tolerance
@@ -264,7 +265,7 @@ class PosedPairs:
 
     def _pair(self, first: int, second: int, rng: np.random.Generator) -> Pair | None:
         view0, view1 = self.view(first), self.view(second)
-        recorded = relative_pose(self.sequence.poses[first], self.sequence.poses[second])
+        recorded = self.sequence.relative_pose(first, second)
         transform = refine_pose(view0, view1, recorded) if self.refine else recorded
         pair = None if transform is None else make_pair(view0, view1, transform, self.size, rng, self.tolerance)
         return pair if pair is not None and common_share(pair) >= self.min_common else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from training.geometry import relative_pose
+from samfeat_core.poses import relative_pose
 from training.pairs.posed import View, common_share, make_pair
 from training.pairs.stored import Pair
 from training.scenes import SCENES, Scene, pinhole, random_pair, texture_paths

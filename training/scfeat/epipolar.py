@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samfeat_core.detection import sample
-from training.geometry import epipolar_distance, to_homogeneous
+from samfeat_core.two_view import epipolar_distance, to_homogeneous
 
 
 @dataclass(frozen=True)

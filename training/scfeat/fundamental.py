@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.geometry import to_homogeneous
+from samfeat_core.two_view import to_homogeneous
 
 SAMPLE = 8
 

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.geometry import fundamental_matrix, normalize_points, relative_pose, rotation_angle
-from training.posed import PosedSequence, read_image
+from samfeat_core.files import read_image
+from samfeat_core.poses import relative_pose, rotation_angle
+from samfeat_core.sequence import ImageSequence
+from samfeat_core.two_view import fundamental_matrix, normalize_points
 
 # How far surfaces may be, in multiples of the baseline, when nothing is known but poses. Nearer ones move across half
 # of the image from one view to the other, further ones show no parallax.
@@ -139,8 +141,9 @@ def sequence_pairs(folder: str | Path, config: PoseDataConfig) -> tuple[list[Pos
     Raises:
         ValueError: naming the file that is missing or malformed, or the folder when it has no pair within the limits.
     """
-    sequence = PosedSequence.read(folder)
+    sequence = ImageSequence.read(folder, require=("poses",))
     size = sequence.image_size
+    assert sequence.poses is not None
     frames = [PosedImage(p, sequence.matrix, size, T) for p, T in zip(sequence.images, sequence.poses, strict=True)]
     held = round(len(frames) * config.validation)
     low, high = config.gap

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samfeat_core.models import DenseFeatures
-from training.geometry import to_homogeneous
+from samfeat_core.two_view import to_homogeneous
 from training.scfeat.fundamental import fundamental_error
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfeat_core.detection import detect
+from samfeat_core.two_view import epipolar_distance
 from training.feature_task import plain_layout, split
-from training.geometry import epipolar_distance
 from training.pairs.photometric import Photometric
 from training.scfeat.epipolar import DescriptorConfig, epipolar_loss, grid_points
 from training.scfeat.pairs import PoseBatch, PosePair, PoseSource
@@ -185,7 +185,7 @@ def corners(image: Tensor, count: int) -> Tensor:
 
 def to_channels(images: Tensor, network: nn.Module) -> Tensor:
     """RGB images as the network takes them: as they are, or grey."""
-    if network.channels == 3:
+    if network.spec.channels == 3:  # type: ignore[union-attr]
         return images
     weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)

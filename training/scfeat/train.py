@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from samfeat_core.models import build_network
+from samfeat_core.models import build_network, model_spec
 from samfeat_core.weights import load_network
 from training.config import OptimizerConfig
 from training.scfeat.epipolar import DescriptorConfig
@@ -103,7 +103,7 @@ def train(config: ScfeatConfig, output: Path, device: torch.device) -> float:
     rank = own_rank()
     torch.manual_seed(config.seed)
     network = build(config)
-    multiple: int = network.stride_multiple  # type: ignore[assignment]
+    multiple = model_spec(config.model).stride_multiple
     if any(side % multiple for side in config.data.size):
         raise ValueError(f"data.size is {config.data.size}, expected multiples of {multiple} for {config.model}")
     pairs, held = read_pairs(config.data)

@@ -1,0 +1,325 @@
+"""The parts of evaluate_bag: footage, classic front-ends, metrics, trajectory, report."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags")
+pytest.importorskip("rclpy")
+
+import bag_maker
+from bag_maker import FOCAL, HEIGHT, SHIFT_PX, WIDTH, write_bag
+from driving import CAMERA, Scene, drive
+
+from samfeat_core.camera import Camera
+from samfeat_core.files import write_json
+from samfeat_ros.evaluation import baselines, metrics
+from samfeat_ros.evaluation.baselines import run_baseline
+from samfeat_ros.evaluation.footage import Footage, FootageError, read_calibration
+from samfeat_ros.evaluation.metrics import Truth, coverage, summarize_tracks, track_lengths
+from samfeat_ros.evaluation.page import write_page
+from samfeat_ros.evaluation.report import (
+    Evaluated,
+    build_report,
+    evaluate_run,
+    text_table,
+    where_classic_wins,
+)
+from samfeat_ros.evaluation.runs import Record, Run
+from samfeat_ros.evaluation.trajectory import evaluate_trajectory
+from samfeat_ros.odometry import Pose
+from samfeat_ros.playback import Recording
+
+TRUTH = {
+    index: np.array([[1, 0, 0, index * SHIFT_PX * bag_maker.DEPTH / FOCAL], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    for index in range(12)
+}
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory) -> Footage:
+    return Footage(Recording(write_bag(tmp_path_factory.mktemp("bag") / "wall")))
+
+
+# ---- footage ----
+
+
+def test_footage_of_a_good_bag(footage):
+    assert footage.problems == [] and not footage.refused
+    assert [frame.number for frame in footage.frames] == list(range(12))
+    assert footage.duration_s == pytest.approx(1.1)
+    assert footage.camera is not None and footage.camera.focal == FOCAL
+    for (info, image), (same, message) in zip(footage.images(), footage.messages()):
+        np.testing.assert_array_equal(image, bag_maker.picture(info.number))
+        assert same == info and message.camera_info is not None
+
+
+def test_frames_of_two_sizes_are_stated(tmp_path):
+    images = [bag_maker.image(i, bag_maker.picture(i, 120, 100) if i >= 4 else None) for i in range(6)]
+    footage = Footage(Recording(write_bag(tmp_path / "bag", images=images)))
+    assert "several sizes: 240x180 (4), 120x100 (2)" in " ".join(footage.problems)
+    assert footage.camera_of((WIDTH, HEIGHT)) is footage.camera and footage.camera_of((120, 100)) is None
+    run = run_baseline("orb", footage, 200, None)
+    assert run.records[4].number_prev is None and run.records[5].number_prev == 4
+
+
+def test_images_that_cannot_be_used_are_counted(tmp_path):
+    images = [bag_maker.image(i) for i in range(6)]
+    images[1].encoding = "nonsense"
+    images[2].step = 5
+    images[3].height = images[3].width = 0
+    images[4].data = images[4].data[:100]
+    footage = Footage(Recording(write_bag(tmp_path / "bag", images=images)))
+    assert [frame.number for frame in footage.frames] == [0, 5]
+    assert sum(footage.refused.values()) == 4 and "4 of 6 images are refused" in " ".join(footage.problems)
+    for broken in images:
+        broken.step = 1
+    with pytest.raises(FootageError, match="no image of /camera/image_raw can be used"):
+        Footage(Recording(write_bag(tmp_path / "worse", images=images)))
+
+
+def test_repeated_stamps_are_replaced(tmp_path):
+    images = [bag_maker.image(i, stamp_ns=0) for i in range(5)]
+    footage = Footage(Recording(write_bag(tmp_path / "bag", images=images)))
+    stamps = [frame.stamp_ns for frame in footage.frames]
+    assert len(set(stamps)) == 5 and stamps == sorted(stamps)
+    assert any("stamps repeat" in line for line in footage.problems)
+    from samfeat_ros.playback import header_stamp_ns
+
+    assert [header_stamp_ns(message.image) for _, message in footage.messages()] == stamps
+
+
+def test_no_camera_info_is_stated_and_a_file_replaces_it(tmp_path):
+    path = write_bag(tmp_path / "bag", with_camera=False)
+    footage = Footage(Recording(path))
+    assert footage.camera is None and "no CameraInfo" in footage.problems[0]
+    file = tmp_path / "camera.yaml"
+    file.write_text(
+        f"image_width: {WIDTH}\nimage_height: {HEIGHT}\ncamera_name: x\n"
+        "camera_matrix: {rows: 3, cols: 3, data: [300, 0, 100, 0, 310, 90, 0, 0, 1]}\n"
+        "distortion_model: plumb_bob\ndistortion_coefficients: {rows: 1, cols: 5, data: [0.1, 0, 0, 0, 0]}\n"
+    )
+    footage = Footage(Recording(path), camera_info=file)
+    assert footage.camera is not None and footage.camera.matrix[1, 1] == 310 and footage.camera.distortion[0] == 0.1
+    assert all(message.camera_info for _, message in footage.messages())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("image_width: 3", "'image_height' is missing"), ("[", "not a file of camera_calibration"),
+     ("hello", "not a file of camera_calibration"), (None, "No such file"),
+     ("{image_width: 1, image_height: 1, camera_matrix: {data: [1]}}", "camera_matrix has 1 numbers, expected 9")],
+)  # fmt: skip
+def test_wrong_calibration_files(tmp_path, text, expected):
+    file = tmp_path / "camera.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(FootageError, match=expected) as error:
+        read_calibration(file)
+    assert str(file) in str(error.value)
+
+
+# ---- classic front-ends ----
+
+
+@pytest.mark.parametrize("name", ["orb", "sift", "lk"])
+def test_baselines_follow_the_wall(footage, name):
+    run = run_baseline(name, footage, 300, None)
+    assert len(run.records) == 12 and not run.dropped
+    for record in run.records:
+        assert 20 < len(record.keypoints) <= 300 and len(np.unique(record.ids)) == len(record.ids)
+        assert np.isfinite(record.latency_s)
+    for record in run.records[1:]:
+        assert record.number_prev == record.number - 1
+        motion = np.median(record.points[record.inlier] - record.points_prev[record.inlier], axis=0)
+        np.testing.assert_allclose(motion, [-SHIFT_PX, 0], atol=0.3)
+        assert record.inlier.mean() > 0.8
+    evaluated = evaluate_run(run, footage, Truth(TRUTH, 0.01), [1, 5])
+    assert evaluated.entry["epipolar"]["pairs"] == 11
+    assert evaluated.entry["epipolar"]["inliers"]["median_px"] < 0.5
+    assert evaluated.entry["relative_pose"]["1"]["pairs"] == 11
+
+
+@pytest.mark.parametrize("name", ["orb", "lk"])
+def test_baselines_take_the_checks_of_the_node(footage, name):
+    def inliers(**checks):
+        return sum(record.inlier.sum() for record in run_baseline(name, footage, 300, None, **checks).records)
+
+    assert inliers(threshold_px=0.01) < inliers()
+    assert all(record.number_prev is None for record in run_baseline(name, footage, 300, None, max_gap_s=1e-3).records)
+
+
+def test_footage_of_a_12_bit_camera(tmp_path):
+    pixels = [(16 * bag_maker.picture(index).astype("<u2")).view(np.uint8) for index in range(2)]
+    images = [replace(bag_maker.image(i), encoding="mono16", step=2 * WIDTH, data=pixels[i].ravel()) for i in range(2)]
+    path = write_bag(tmp_path / "bag", images=images)
+    for full_scale, brightest in ((65535, 16), (4095, 255)):
+        footage = Footage(Recording(path), full_scale_16bit=full_scale)
+        values = [picture.max() for _, picture in footage.images()]
+        assert max(values) <= brightest and min(values) > 0.7 * brightest
+
+
+@pytest.mark.parametrize("name", ["orb", "sift", "lk"])
+def test_baselines_are_repeatable(footage, name):
+    assert run_baseline(name, footage, 100, None).digest() == run_baseline(name, footage, 100, None).digest()
+
+
+def test_a_slow_front_end_drops_frames_at_the_recorded_rate(footage, monkeypatch):
+    """At 10 Hz, 0.26 s of work a frame: the newest waiting frame wins, and waits."""
+
+    class Slow:
+        def __init__(self, *settings) -> None:
+            pass
+
+        def __call__(self, image, info, camera):
+            none = np.zeros((0, 2), np.float32)
+            ids = np.zeros(0, np.int64)
+            size = info.size
+            record = Record(
+                info.number, info.stamp_ns, info.time_ns, size, none, ids, none, none, ids, ids.astype(bool), None
+            )
+            return record, {"work": 0.26}
+
+    monkeypatch.setitem(baselines.BASELINES, "slow", ("made up", Slow))
+    run = run_baseline("slow", footage, 100, 1.0)
+    assert [record.number for record in run.records] == [0, 2, 5, 7, 10, 11]
+    assert run.dropped == {"superseded": 6}
+    assert [record.latency_s for record in run.records][:3] == pytest.approx([0.26, 0.32, 0.28])
+    assert len(run_baseline("slow", footage, 100, 0.1).records) == 12
+
+
+# ---- metrics ----
+
+
+def _record(number: int, ids: list[int], points=None, prev=None, inlier=None) -> Record:
+    points = np.zeros((0, 2), np.float32) if points is None else np.array(points, np.float32)
+    prev = points if prev is None else np.array(prev, np.float32)
+    keypoints = points if len(points) == len(ids) else np.zeros((len(ids), 2), np.float32)
+    match_ids = np.arange(len(points))
+    inlier = np.ones(len(points), bool) if inlier is None else np.array(inlier)
+    before = number - 1 if number else None
+    return Record(number, number, number, (640, 480), keypoints, np.array(ids), prev, points, match_ids, inlier, before)
+
+
+def test_track_lengths_and_survival():
+    records = [_record(0, [1, 2, 3]), _record(1, [1, 2, 4]), _record(2, [1, 4]), _record(3, [2])]
+    assert sorted(track_lengths(records)) == [1, 1, 2, 2, 3]  # id 2 pauses: two tracks
+    summary = summarize_tracks(records)
+    assert summary["count"] == 5 and summary["survival"] == {"1": 1.0, "2": 0.6, "3": 0.2}
+    assert summarize_tracks([])["count"] == 0
+
+
+def test_coverage():
+    assert coverage(np.zeros((0, 2)), (640, 480)) == 0
+    assert coverage(np.array([[-0.5, -0.5], [0, 0], [639.4, 479.4]]), (640, 480)) == pytest.approx(2 / 108)
+    grid = np.stack(np.meshgrid(np.arange(640), np.arange(480)), -1).reshape(-1, 2)
+    assert coverage(grid, (640, 480)) == 1
+
+
+def test_epipolar_errors_under_true_motion():
+    """Exact matches have none; a match moved off its line by d pixels has about d."""
+    scene = Scene(drive(10), noise_px=0.0)
+    ids, prev, points = scene.matches(9)
+    motion = scene.poses[9].after(scene.poses[8].inverse())
+    exact = metrics.epipolar_errors(_record(9, list(ids), points, prev), motion, CAMERA)
+    assert np.nanmax(exact) < 1e-3
+    sideways = Pose(np.eye(3), np.array([1.0, 0, 0]))  # epipolar lines are rows
+    moved = metrics.epipolar_errors(_record(1, [0], [[300, 202]], [[310, 200]]), sideways, CAMERA)
+    np.testing.assert_allclose(moved, 2.0, rtol=1e-6)
+
+
+def test_short_baselines_do_not_count():
+    truth = Truth(TRUTH, min_baseline_m=0.1)
+    assert truth.motion(0, 1) is None and truth.motion(0, 2) is not None and truth.motion(0, 99) is None
+    motion = truth.motion(0, 2)
+    np.testing.assert_allclose(motion.translation, [-2 * SHIFT_PX * bag_maker.DEPTH / FOCAL, 0, 0])
+
+
+def test_unsolved_pairs_count_as_failed():
+    records = [_record(0, [1, 2]), _record(1, [1, 2])]
+    result = metrics.summarize_relative_poses(records, Truth(TRUTH, 0.01), CAMERA, [1, 7])
+    assert result["1"]["solved"] == 0 and result["1"]["rotation_deg"]["p50"] == metrics.FAILED_DEG and "7" not in result
+
+
+def test_trajectory_of_a_known_drive():
+    truth = drive(60)
+    scene, records = Scene(truth), []
+    for index in range(1, 60):
+        ids, prev, points = scene.matches(index)
+        records.append(replace(_record(index, list(ids), points, prev), match_ids=ids))
+    world = {index: pose.camera_to_world for index, pose in enumerate(truth)}
+    trajectory = evaluate_trajectory(records, CAMERA, world)
+    summary = trajectory.summary
+    assert summary["ate_percent"] < 1.0 and summary["lost"] == 0 and summary["tracking"] > 40
+    assert summary["rpe"]["1"]["rotation_mean_deg"] < 0.2
+    assert trajectory.positions.shape == trajectory.reference.shape == (summary["poses"], 3)
+    assert evaluate_trajectory(records[:5], CAMERA, world) is None
+
+
+# ---- report ----
+
+
+@pytest.fixture(scope="module")
+def evaluated(footage) -> list[Evaluated]:
+    runs = [run_baseline(name, footage, 200, None) for name in ("orb", "lk")]
+    runs[0].kind, runs[0].name = "model", "mo<del>"
+    return [evaluate_run(run, footage, Truth(TRUTH, 0.01), [1, 5]) for run in runs]
+
+
+SETTINGS = {"rate": "max", "keypoints": 200, "gaps": [1, 5], "tolerance_s": 0.1}
+
+
+def test_report_is_strict_json_with_its_keys(footage, evaluated, tmp_path):
+    report = build_report(footage, None, None, evaluated, {"x": "why"}, SETTINGS)
+    report["runs"][0]["latency_ms"]["p99"] = float("nan")
+    write_json(tmp_path / "report.json", report)
+    read = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert read["format"] == "samfeat_ros/evaluate_bag" and read["version"] == 1
+    assert read["bag"]["usable"] == 12 and read["failures"] == {"x": "why"}
+    assert read["runs"][0]["latency_ms"]["p99"] is None
+    assert len(read["runs"][1]["per_frame"]["inliers"]) == 12
+
+
+def test_page_is_self_contained_and_escapes(footage, evaluated, tmp_path):
+    report = build_report(footage, None, None, evaluated, {"a<b": "c&d"}, SETTINGS)
+    write_page(report, evaluated, footage, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "mo&lt;del&gt;" in text and "a&lt;b" in text and "mo<del>" not in text
+    links = re.findall(r"(?:src|href|url\()\s*=?\s*['\"]?([^'\")> ]+)", text)
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+    assert "<script" not in text and text.count("<svg") >= 3 and text.count("data:image/jpeg") >= 6
+
+
+def test_table_marks_the_best_and_says_where_a_classic_wins(footage, evaluated):
+    report = build_report(footage, None, None, evaluated, {}, SETTINGS)
+    for entry, length in zip(report["runs"], (2.0, 9.0)):
+        entry["tracks"] = {**entry["tracks"], "mean_length": length}
+    line = next(line for line in text_table(report).splitlines() if line.startswith("track length, mean"))
+    assert line.split() == ["track", "length,", "mean", "2.0", "9.0", "*"]
+    assert "track length, mean: lk 9.0, best model 2.0" in where_classic_wins(report)
+
+
+def test_no_ground_truth_no_lines_about_it(footage, evaluated):
+    run = Run("orb", "baseline", 12, evaluated[0].run.records)
+    item = evaluate_run(run, footage, None, [1])
+    assert item.trajectory is None and item.entry["epipolar"] is None
+    table = text_table(build_report(footage, None, None, [item], {}, SETTINGS))
+    assert "ATE" not in table and "gap" not in table and "inlier ratio" in table
+
+
+def test_another_camera_is_not_used(footage):
+    """A CameraInfo of another size than every image is worth nothing."""
+    assert footage.camera is not None
+    other = Camera(footage.camera.matrix, np.zeros(0), 99, 99)
+    original, footage.camera = footage.camera, other
+    try:
+        footage._note_oddities()
+        assert footage.camera is None and "size of no image" in footage.problems[-1]
+    finally:
+        footage.camera = original
+        footage._notes.clear()

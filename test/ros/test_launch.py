@@ -1,0 +1,109 @@
+"""The launch file: statically everywhere, and executed where the launch packages are installed."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "launch" / "samfeat.launch.py"
+ARGUMENTS = {
+    "image_topic", "camera_info_topic", "image_transport", "model", "weights", "device", "engine", "params_file",
+    "namespace", "use_sim_time", "autostart", "log_level",
+}  # fmt: skip
+
+
+def assigned(name: str) -> ast.expr:
+    tree = ast.parse(FILE.read_text())
+    return next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name
+    )
+
+
+def test_every_argument_has_a_description():
+    table = assigned("ARGUMENTS")
+    assert isinstance(table, ast.Dict)
+    described = {key.value: value.elts[1] for key, value in zip(table.keys, table.values)}
+    assert set(described) == ARGUMENTS
+    assert all(isinstance(text, ast.Constant) and len(text.value) > 10 for text in described.values())
+
+
+def test_parameters_of_the_launch_file_exist():
+    pytest.importorskip("rclpy")
+    from samfeat_ros.parameters import NAMES
+
+    assert set(ast.literal_eval(assigned("PARAMETERS"))) <= set(NAMES)
+
+
+def test_both_profile_variables_are_set():
+    text = FILE.read_text()
+    assert '"FASTDDS_DEFAULT_PROFILES_FILE"' in text and '"FASTRTPS_DEFAULT_PROFILES_FILE"' in text
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Runs the launch description with launch arguments: what the node action gets, and the environment then."""
+    launch = pytest.importorskip("launch")
+    actions = pytest.importorskip("launch_ros.actions")
+    import ament_index_python.packages
+
+    nodes: list[dict] = []
+
+    class Node(launch.Action):
+        def __init__(self, **arguments):
+            super().__init__()
+            nodes.append(arguments)
+
+    monkeypatch.setattr(actions, "LifecycleNode", Node)
+    monkeypatch.setattr(ament_index_python.packages, "get_package_share_directory", lambda name: str(ROOT))
+
+    def run(**arguments) -> tuple[dict, dict]:
+        spec = importlib.util.spec_from_file_location("samfeat_launch", FILE)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        context = launch.LaunchContext()
+        context.launch_configurations.update(arguments)
+        pending = list(module.generate_launch_description().entities)
+        while pending:
+            pending = [*(pending[0].visit(context) or []), *pending[1:]]
+        return nodes[-1], context.environment
+
+    return run
+
+
+def test_defaults_leave_the_parameters_to_the_file(launched, monkeypatch):
+    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    node, environment = launched(image_topic="/front/image_raw")
+    assert (node["package"], node["executable"], node["name"]) == ("samfeat_ros", "samfeat_node", "samfeat")
+    assert node["remappings"] == [("image", "/front/image_raw"), ("camera_info", "/front/camera_info")]
+    assert node["parameters"][1] == {"use_sim_time": False, "autostart": True}
+    profile = str(ROOT / "config" / "fastdds_shm.xml")
+    assert environment["FASTDDS_DEFAULT_PROFILES_FILE"] == environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == profile
+
+
+def test_arguments_reach_the_node(launched, monkeypatch):
+    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
+    node, environment = launched(
+        image_topic="image", engine="eager", model="samfeat", device="cpu", image_transport="compressed",
+        namespace="robot", use_sim_time="True", autostart="false", log_level="debug",
+    )  # fmt: skip
+    assert node["remappings"] == [("image", "image"), ("camera_info", "camera_info")]
+    assert node["namespace"] == "robot"
+    assert node["parameters"][1] == {
+        "engine": "eager", "model": "samfeat", "device": "cpu", "image_transport": "compressed", "use_sim_time": True,
+        "autostart": False,
+    }  # fmt: skip
+    assert node["arguments"] == ["--ros-args", "--log-level", "debug"]
+    assert environment["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
+
+
+def test_a_wrong_flag_is_refused(launched):
+    with pytest.raises(ValueError, match="autostart is 'yes', expected true or false"):
+        launched(autostart="yes")

@@ -1,0 +1,343 @@
+"""The trainer: resuming, distribution, selection; configurations; the task's switches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+from typer.testing import CliRunner
+
+from samfeat_core.models import MODELS, DenseFeatures, build_network
+from samfeat_core.weights import load_network
+from training.ablate import app as ablate
+from training.config import OptimizerConfig, TrainConfig, load_config
+from training.feature_task import FeatureTask, FeatureTaskConfig, LossWeights, carry
+from training.label import app as label
+from training.pairs import PairBatch, pixel_grid
+from training.trainer import Trainer
+from training.validation import MatchingValidation
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        image = cv2.resize(rng.integers(0, 255, (15, 20, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, photos):
+    path = tmp_path / "run.yaml"
+    tree = {
+        "model": "samfeat-nano", "steps": 6, "validate_every": 3, "precision": "fp32",
+        "data": {"photos": [str(photos)], "size": [64, 64], "batch": 2, "validation": 0.3},
+        "task": {"corner_steps": 2, "points": 64},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def run_training(config, output, *overrides, processes=0):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*(launcher if processes else [sys.executable]), "-m", "training.train"]
+    arguments = ["--config", str(config), "--output", str(output), "--device", "cpu", "--threads", "1", *overrides]
+    options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, "timeout": 300}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, **options)
+
+
+def test_a_run_writes_weights_that_load_and_resumes_to_the_same_result(config, tmp_path):
+    whole = run_training(config, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    load_network("samfeat-nano", tmp_path / "whole" / "best.safetensors")
+    half = run_training(config, tmp_path / "half", "--set", "steps=3", "--set", "optimizer.cooldown=0")
+    assert half.returncode == 0, half.stderr
+    straight = run_training(config, tmp_path / "straight", "--set", "optimizer.cooldown=0")
+    resumed = run_training(config, tmp_path / "half", "--set", "optimizer.cooldown=0")
+    assert straight.returncode == resumed.returncode == 0, straight.stderr + resumed.stderr
+    first, second = (torch.load(tmp_path / name / "last.pt", weights_only=False) for name in ("straight", "half"))
+    assert first["step"] == second["step"] == 6
+    for name, tensor in first["network"].items():
+        torch.testing.assert_close(second["network"][name], tensor, rtol=0, atol=0, msg=name)
+    lines = (tmp_path / "straight" / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 6]
+    other = run_training(config, tmp_path / "half", "--set", "optimizer.cooldown=0", "--set", "optimizer.lr=0.5")
+    assert other.returncode == 2 and "holds a run with optimizer.lr 0.001, not 0.5" in other.stderr
+
+
+def test_a_run_imitates_the_features_in_a_store(config, photos, tmp_path):
+    store = str(tmp_path / "features")
+    made = CliRunner().invoke(label, ["features", str(photos), store, "--extractor", "sift", "--count", "100"])
+    assert made.exit_code == 0, made.output
+    changes = (f"data.features={store}", "losses.score=1", "losses.relation=1", "steps=3")
+    result = run_training(config, tmp_path / "run", *(part for change in changes for part in ("--set", change)))
+    assert result.returncode == 0, result.stderr
+    assert "score=" in result.stderr and "relation=" in result.stderr  # the progress bar shows the losses
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(config, tmp_path):
+    result = run_training(config, tmp_path / "two", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert len(torch.load(tmp_path / "two" / "last.pt", weights_only=False)["random"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"stepz": 3}, "unknown key stepz"),
+        ({"data": {"photoz": []}}, "unknown key data.photoz"),
+        ({"steps": "many"}, "steps is 'many', expected int"),
+        ({"data": {"size": [64]}}, "data.size is \\[64\\], expected a list of 2"),
+        ({"data": 3}, "data is 3, expected a section"),
+        ({"model": "sift"}, "unknown model 'sift'"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"data": {"photos": ["/nowhere"]}}, "/nowhere"),
+        ({"data": {"size": [60, 64]}}, "data.size is 60x64"),
+        ({"losses": {"edge": 1.0}}, "losses.edge is 1.0, but data.teacher names no store"),
+        ({"losses": {"relation": 1.0}}, "losses.relation is 1.0, but data.features names no store"),
+        ({"data": {"teacher": "/nowhere"}}, "/nowhere"),
+        ({"init": "/nowhere.safetensors"}, "/nowhere.safetensors"),
+    ],
+)
+def test_bad_configurations_get_one_line_that_names_the_key(config, tmp_path, change, text):
+    from training.train import app
+
+    tree = yaml.safe_load(config.read_text())
+    for key, value in change.items():
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+    config.write_text(yaml.safe_dump(tree))
+    result = CliRunner().invoke(app, ["--config", str(config), "--output", str(tmp_path / "out"), "--device", "cpu"])
+    assert result.exit_code == 2
+    import re
+
+    assert re.search(text, result.output.replace("\n", " ")), result.output
+
+
+def test_overrides_and_shipped_configurations_load(config):
+    assert load_config(config, ["steps=9", "optimizer.lr=1e-4"]).optimizer.lr == 1e-4
+    for path in sorted((ROOT / "config" / "train").glob("samfeat*.yaml")):
+        assert isinstance(load_config(path), TrainConfig)
+
+
+class Regression(nn.Module):
+    """A task without batch norm, so that a joint batch equals two halves."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, batch, step):
+        return {"loss": (self.network(batch) - batch.sum(1, keepdim=True)).square().mean()}
+
+
+class Numbers:
+    def __init__(self, rank=0, world=1):
+        self.rank, self.world = rank, world
+
+    def sample(self, count):
+        everything = torch.randn(count * self.world, 4)
+        return everything[self.rank * count : (self.rank + 1) * count]
+
+    def state(self):
+        return None
+
+    def restore(self, state):
+        pass
+
+
+def ddp_worker(rank, world, folder, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    torch.manual_seed(5)
+    make_trainer(Numbers(rank, world), Path(folder) / "two", 8 // world).run()
+    torch.distributed.destroy_process_group()
+
+
+def make_trainer(source, output, batch):
+    options = {"optimizer": OptimizerConfig(warmup=2, weight_decay=0.1), "validate_every": 5}
+    return Trainer(Regression(), source, lambda network: {"score": 0.0}, output, batch=batch, steps=10, **options)
+
+
+def test_two_processes_give_the_gradients_of_one_with_the_joint_batch(tmp_path, unused_port):
+    torch.multiprocessing.spawn(ddp_worker, (2, str(tmp_path), unused_port), nprocs=2)
+    torch.manual_seed(5)
+    make_trainer(Numbers(), tmp_path / "one", 8).run()
+    one, two = (torch.load(tmp_path / name / "last.pt", weights_only=False)["network"] for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def unused_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_ablation_trains_each_variant_on_the_same_data(config, tmp_path):
+    options = ["--config", str(config), "--output", str(tmp_path / "out"), "--steps", "2", "--device", "cpu"]
+    result = CliRunner().invoke(ablate, [*options, "--variants", "baseline,-repeat"])
+    assert result.exit_code == 0, result.output
+    table = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert list(table) == ["baseline", "-repeat"] and all(scores["step"] == 2 for scores in table.values())
+    weights = [json.loads((tmp_path / "out" / name / "config.json").read_text())["losses"] for name in table]
+    assert [losses["repeat"] for losses in weights] == [1.0, 0.0]
+    result = CliRunner().invoke(ablate, [*options, "--variants", "+edge"])
+    assert result.exit_code == 2 and "losses.edge is 1.0, but data.teacher names no store" in result.output
+
+
+@pytest.mark.parametrize("cooldown", [None, 4, 100])
+def test_the_rate_falls_from_the_end_of_the_warm_up_at_the_earliest(tmp_path, cooldown):
+    trainer = make_trainer(Numbers(), tmp_path, 8)
+    trainer.config = OptimizerConfig(warmup=2, cooldown=cooldown)
+    rates = [trainer._rate(step) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[10] == pytest.approx(trainer.config.final)
+    steps = np.diff(rates[2:])
+    assert (steps <= 0).all()
+    np.testing.assert_allclose(steps[steps < 0], -0.99 / (4 if cooldown == 4 else 8))
+
+
+def test_the_average_follows_its_definition(tmp_path):
+    trainer = make_trainer(Numbers(), tmp_path, 8)
+    mean = trainer.network[0].weight.detach().clone()
+    for step in range(5):
+        trainer.train_step()
+        new = trainer.network[0].weight.detach()
+        mean = new.clone() if step == 0 else mean + max(0.001, 9 / (10 + step)) * (new - mean)
+    torch.testing.assert_close(trainer.average.module[0].weight.detach(), mean)
+
+
+class Points(nn.Module):
+    """Every pixel of a random map is as good a keypoint as its score, and has a descriptor of its own."""
+
+    def forward(self, image):
+        torch.manual_seed(1)
+        return DenseFeatures(torch.randn_like(image), F.normalize(torch.randn(len(image), 32, *image.shape[2:]), dim=1))
+
+
+def test_validation_counts_matches_of_what_is_not_shown_as_wrong():
+    batch = synthetic_batch()
+    assert MatchingValidation([batch], 2)(Points())["mma1"] == 1
+    batch.warp01[:, :, 32:] = torch.nan
+    scores = MatchingValidation([batch], 2)(Points())
+    assert 0.3 < scores["mma1"] < 0.7 and scores["mma1"] == scores["mma3"]
+
+
+def test_views_are_made_in_full_precision():
+    class Network(nn.Module):
+        spec = MODELS["samfeat-nano"]
+
+        def forward(self, images):
+            seen.append(images)
+            raise StopIteration
+
+    seen, off = [], LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 0.0))
+    for enabled in (False, True):
+        batch = synthetic_batch(8)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), pytest.raises(StopIteration):
+            FeatureTask(Network(), FeatureTaskConfig(), off)(batch, 0)
+    assert torch.equal(*seen)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("model", ["samfeat-nano", "samfeat"])
+def test_a_step_with_every_loss_on_a_gpu(tmp_path, model, precision):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA")
+    everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0))
+    network = build_network(model)
+
+    class Source(Numbers):
+        def sample(self, count):
+            batch = synthetic_batch(count)
+            if network.spec.channels == 3:
+                batch.image0, batch.image1 = (view.expand(-1, 3, -1, -1) for view in (batch.image0, batch.image1))
+            return PairBatch(*(None if value is None else value.cuda() for value in vars(batch).values()))
+
+    task = FeatureTask(network, FeatureTaskConfig(points=32, corner_steps=0), everything)
+    validate = MatchingValidation([Source().sample(2)], 2)
+    options = {"optimizer": OptimizerConfig(warmup=2), "precision": precision, "validate_every": 3, "device": "cuda"}
+    trainer = Trainer(task, Source(), validate, tmp_path, batch=8, steps=6, **options)
+    trainer.run()
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+    resumed = Trainer(task, Source(), validate, tmp_path, batch=8, steps=6, **options)
+    resumed.resume()
+    assert resumed.step == 6
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    make_trainer(Numbers(), tmp_path, 8).run()
+    other = make_trainer(Numbers(), tmp_path, 8)
+    other.task.network = other.network = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="last.pt: cannot resume"):
+        other.run()
+
+
+def synthetic_batch(count=2, size=64):
+    torch.manual_seed(0)
+    image = torch.rand(count, 1, size, size)
+    warp = pixel_grid(size, size).expand(count, size, size, 2).clone()
+    groups = torch.zeros(count, size, size, dtype=torch.int64)
+    groups[:, : size // 2], groups[:, size // 2 :] = 1, 2
+    edges = torch.zeros(count, 1, size, size)
+    edges[:, :, size // 2] = 1
+    labels = (torch.rand(count, 1, size, size) > 0.99).float()
+    has = torch.tensor([True] + [False] * (count - 1))
+    points = torch.rand(count, 40, 2) * (size - 1)
+    points[0] = float("nan")  # the example did not see the first one
+    examples = (points, points.clone(), torch.randn(count, 40), F.normalize(torch.randn(count, 40, 12), dim=-1))
+    return PairBatch(image, image.clone(), warp, warp.clone(), has, groups, edges, None, labels, *examples)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dis", "wsc", "edge", "det", "des", "match", "reward"),
+        *("repeat", "matchable", "reproject", "corner", "score", "relation"),
+    ],
+)
+def test_every_loss_has_a_switch_and_a_finite_gradient(name):
+    off = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
+    task = FeatureTask(build_network("samfeat-nano"), FeatureTaskConfig(points=32), LossWeights(**{**off, name: 1.0}))
+    losses = {key: value for key, value in task(synthetic_batch(), 10_000).items() if value.detach() != 0}
+    assert set(losses) == {name}
+    losses[name].backward()
+    gradients = [p.grad for p in task.network.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in gradients) and any(g.abs().max() > 0 for g in gradients)
+
+
+def test_a_batch_without_teacher_trains_the_geometric_losses_only():
+    batch = synthetic_batch()
+    batch.groups0 = batch.edges0 = batch.keypoints0 = batch.example0 = None
+    batch.has_teacher[:] = False
+    everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0))
+    losses = FeatureTask(build_network("samfeat-nano"), FeatureTaskConfig(points=32), everything)(batch, 10_000)
+    assert set(losses) == {"match", "reward", "des", "corner", "repeat", "matchable", "reproject"}
+
+
+def test_carry_follows_an_affine_warp_to_a_fraction_of_a_pixel():
+    grid = pixel_grid(32, 32)
+    matrix = torch.tensor([[1.2, 0.3], [-0.1, 0.9]])
+    warp = (grid @ matrix.T + torch.tensor([2.0, 1.0]))[None]
+    pixels, offset = torch.tensor([[[10.0, 12.0]]]), torch.tensor([[[0.3, -0.4]]])
+    carried = carry(warp, pixels, offset)
+    torch.testing.assert_close(carried.points[0, 0], (pixels + offset)[0, 0] @ matrix.T + torch.tensor([2.0, 1.0]))
+    assert float(carried.scale[0, 0]) == pytest.approx(float(matrix.det().sqrt()), rel=1e-4)
