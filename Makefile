@@ -44,18 +44,18 @@ $(READY): requirements.txt requirements-dev.txt setup.py | $(PY)
 
 ifdef BAG
 demo: $(READY)
-	$(PY) -m samfeat_ros.demo "$(BAG)" --output $(OUT)/demo $(if $(IMAGE_TOPIC),--image-topic $(IMAGE_TOPIC)) $(DEMO_ARGS)
+	$(PY) -m samfeat_ros.replay.demo "$(BAG)" --output $(OUT)/demo $(if $(IMAGE_TOPIC),--image-topic $(IMAGE_TOPIC)) $(DEMO_ARGS)
 else
 demo: $(READY) $(ROOM_BAG)/metadata.yaml
-	$(PY) -m samfeat_ros.demo $(ROOM_BAG) --output $(OUT)/demo $(DEMO_ARGS)
+	$(PY) -m samfeat_ros.replay.demo $(ROOM_BAG) --output $(OUT)/demo $(DEMO_ARGS)
 endif
 
-$(ROOM)/rendered.json: training/scenes.py training/render_sequence.py | $(READY)
+$(ROOM)/rendered.json: training/data/scenes.py training/render_sequence.py | $(READY)
 	@rm -f $@
 	$(PY) -m training.render_sequence --output $(ROOM) --scene room
 
-$(ROOM_BAG)/metadata.yaml: $(ROOM)/rendered.json samfeat_ros/sequence_to_bag.py | $(READY)
-	$(PY) -m samfeat_ros.sequence_to_bag $(ROOM) $(ROOM_BAG) --overwrite
+$(ROOM_BAG)/metadata.yaml: $(ROOM)/rendered.json samfeat_ros/replay/sequence_to_bag.py | $(READY)
+	$(PY) -m samfeat_ros.replay.sequence_to_bag $(ROOM) $(ROOM_BAG) --overwrite
 
 lint: $(READY)
 	$(PY) -m ruff check .
@@ -96,8 +96,8 @@ features: $(READY)
 	$(PY) -m training.label features $(DATA)/photos $(OUT)/features --extractor $(EXTRACTOR)
 
 pairs: $(READY)
-	$(PY) -m training.pairs.posed --folder $(DATA)/posed/kitchen_rgbd --kinect --pairs 200 --output $(OUT)/pairs/kitchen
-	$(PY) -m training.scenes render-pairs --textures $(DATA)/photos --pairs 400 --output $(OUT)/pairs/scenes
+	$(PY) -m training.data.posed_pairs --folder $(DATA)/posed/kitchen_rgbd --kinect --pairs 200 --output $(OUT)/pairs/kitchen
+	$(PY) -m training.data.scenes render-pairs --textures $(DATA)/photos --pairs 400 --output $(OUT)/pairs/scenes
 
 train-samfeat: $(READY)
 	$(TRAIN) --config config/train/samfeat.yaml --output $(RUNS)/samfeat $(PHOTOS) $(PREPARED) $(TRAIN_ARGS)

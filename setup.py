@@ -6,11 +6,11 @@ from setuptools import find_packages, setup
 
 NAME = "samfeat_ros"
 EXECUTABLES = {
-    "samfeat_node": "node",
-    "sequence_to_bag": "sequence_to_bag",
-    "demo": "demo",
-    "evaluate_bag": "evaluate_bag",
-    "visual_odometry": "visual_odometry",
+    "samfeat_node": "node.samfeat_node",
+    "sequence_to_bag": "replay.sequence_to_bag",
+    "demo": "replay.demo",
+    "evaluate_bag": "replay.evaluate_bag",
+    "visual_odometry": "odometry.visual_odometry",
 }
 
 setup(

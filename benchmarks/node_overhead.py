@@ -34,15 +34,15 @@ def main(frames: int = 200, width: int = 640, height: int = 480, rate: float = 1
     from sensor_msgs.msg import Image, PointCloud2
     from std_msgs.msg import Header
 
-    from samfeat_ros.diagnostics import values_from_msg
     from samfeat_ros.messages import image_to_msg, ns_to_stamp
+    from samfeat_ros.node.diagnostics import values_from_msg
 
     os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
     settings = {"autostart": "true", "device": "cpu", "image_width": str(width), "image_height": str(height)}
     if weights:
         settings["weights"] = weights
     options = [part for name, value in settings.items() for part in ("-p", f"{name}:={value}")]
-    node = subprocess.Popen([sys.executable, "-m", "samfeat_ros.node", "--ros-args", *options], cwd=ROOT)
+    node = subprocess.Popen([sys.executable, "-m", "samfeat_ros.node.samfeat_node", "--ros-args", *options], cwd=ROOT)
     try:
         rclpy.init()
         peer = rclpy.create_node("overhead")

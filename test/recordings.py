@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from samfeat_core.sequence import ImageSequence
-from samfeat_ros.sequence_to_bag import frame_times, write_bag
+from samfeat_ros.replay.sequence_to_bag import frame_times, write_bag
 
 FRAMES, RATE = 10, 20.0
 

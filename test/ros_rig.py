@@ -26,7 +26,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from samfeat_ros.messages import image_to_msg, ns_to_stamp, stamp_to_ns
-from samfeat_ros.node import SamfeatNode
+from samfeat_ros.node.samfeat_node import SamfeatNode
 
 TIMEOUT_S = 120.0
 FRAME_NS = 50_000_000

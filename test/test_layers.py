@@ -52,4 +52,4 @@ def test_the_core_starts_without_torch_and_ros(module):
 
 
 def test_the_node_starts_without_torch():
-    assert not loaded_by("samfeat_ros.node", ros=True) & {"torch", "torchvision", "openvino", "training"}
+    assert not loaded_by("samfeat_ros.node.samfeat_node", ros=True) & {"torch", "torchvision", "openvino", "training"}

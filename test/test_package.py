@@ -112,7 +112,7 @@ def test_executables(setup_arguments):
     names = {script.split(" = ")[0] for script in scripts}
     assert names == {"samfeat_node", "sequence_to_bag", "demo", "evaluate_bag", "visual_odometry"}
     for script in scripts:
-        assert re.fullmatch(r"\w+ = samfeat_ros\.\w+:main", script)
+        assert re.fullmatch(r"\w+ = samfeat_ros\.\w+\.\w+:main", script)
     # colcon puts them where `ros2 run` and launch look
     assert "install_scripts=$base/lib/samfeat_ros" in (ROOT / "setup.cfg").read_text()
     assert setup_arguments["extras_require"]["test"] == ["pytest"]

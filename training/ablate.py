@@ -12,11 +12,11 @@ from pathlib import Path
 import typer
 
 from samfeat_core.errors import SamfeatError
-from training.config import load_config
-from training.feature_task import LossWeights
-from training.photo_store import StoreError
+from training.data.photo_store import StoreError
+from training.loop.config import load_config
+from training.loop.trainer import own_rank, start_distributed
+from training.samfeat.task import LossWeights
 from training.train import check_losses, prepare, train
-from training.trainer import own_rank, start_distributed
 
 TEACHER = ("dis", "wsc", "edge")
 VARIANTS = {

@@ -25,7 +25,7 @@ from samfeat_core.errors import SamfeatError
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.quantization import convolutions, fold_batch_norms, write_ranges
 from samfeat_core.weights import load_network
-from training.photo_store import Photo, SkipPhoto, StoreError, find_photos, read_photo
+from training.data.photo_store import Photo, SkipPhoto, StoreError, find_photos, read_photo
 from training.teach import one_line_errors
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -7,7 +7,7 @@
     python -m training.label features PHOTOS STORE --extractor samfeat=best.safetensors      # what a network finds
 
 Killed or interrupted, the same command continues. Under torchrun every rank labels its share.
-`training.labels.store` and `training.labels.features` document the formats.
+`training.data.label_store` and `training.data.feature_store` document the formats.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from samfeat_core.classic import Extractor
 from samfeat_core.engines import fingerprint
 from samfeat_core.errors import SamfeatError
 from samfeat_core.extractor import FeatureExtractor
+from training.data import feature_store as features
+from training.data.label_store import KeypointLabels, LabelStore, pack
+from training.data.photo_store import Note, Photo, SkipPhoto, StoreError, fill, find_photos, read_photo
 from training.evaluation.extractors import resolve
-from training.labels import features
-from training.labels.detectors import OPENCV, Detector, load_detector
-from training.labels.homographic_adaptation import peaks, repeatability_map
-from training.labels.store import KeypointLabels, LabelStore, pack
-from training.photo_store import Note, Photo, SkipPhoto, StoreError, fill, find_photos, read_photo
+from training.samfeat.labels.detectors import OPENCV, Detector, load_detector
+from training.samfeat.labels.homographic_adaptation import peaks, repeatability_map
 from training.teach import PHOTOS, STORE, finish, one_line_errors, pick_device
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -116,7 +116,7 @@ def bootstrap_detector(
 ) -> None:
     """Trains a network's detector on synthetic shapes; prints its precision and recall on fresh ones."""
     with one_line_errors():
-        from training.labels.network import NetworkDetector, bootstrap, score_on_shapes
+        from training.samfeat.labels.network import NetworkDetector, bootstrap, score_on_shapes
 
         device = pick_device(device)
         bootstrap(output, model, steps, batch, seed=seed, device=device, workers=workers)

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
-from training.scenes import SCENES, View, fly_through, load_textures, pinhole
+from training.data.scenes import SCENES, View, fly_through, load_textures, pinhole
 
 SPEEDS = {"room": 0.5, "planes": 0.6, "street": 6.0}  # metres per second
 NO_DEPTH = 65535

@@ -5,7 +5,7 @@
     python -m training.teach annotations PHOTOS SEGMENTS STORE
     torchrun --nproc-per-node 8 -m training.teach sam ...        # every GPU takes its share
 
-Killed or interrupted, the same command continues. `training.teacher.store` documents the format.
+Killed or interrupted, the same command continues. `training.data.teacher_store` documents the format.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import typer
 
-from training.photo_store import Note, Photo, PhotoStore, Report, StoreError, fill, find_photos, read_photo
-from training.teacher.annotations import TEACHER, annotate, label_files
-from training.teacher.store import TeacherStore
+from training.data.photo_store import Note, Photo, PhotoStore, Report, StoreError, fill, find_photos, read_photo
+from training.data.teacher_store import TeacherStore
+from training.samfeat.teacher.annotations import TEACHER, annotate, label_files
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -72,7 +72,7 @@ def teach_sam(
     with one_line_errors():
         found = find_photos(photos)
         try:
-            from training.teacher.sam import MaskOptions, SamTeacher, load_sam
+            from training.samfeat.teacher.sam import MaskOptions, SamTeacher, load_sam
         except ImportError as error:
             raise StoreError(f"the sam teacher needs the packages torch and segment-anything: {error}") from error
         options = MaskOptions(points_per_side, pred_iou, stability, crop_layers, min_area, points_per_batch)

@@ -14,22 +14,22 @@ import typer
 from samfeat_core.errors import SamfeatError
 from samfeat_core.models import build_network, model_spec
 from samfeat_core.weights import load_into
-from training.config import DataConfig, TrainConfig, load_config
-from training.feature_task import FeatureTask
-from training.labels.features import FeatureStore
-from training.labels.store import LabelStore
-from training.losses.matching import CELL
-from training.pairs import PairBatch, concatenate
-from training.pairs.homography import HomographyPairs
-from training.pairs.photometric import Photometric
-from training.pairs.photos import PhotoLoader, PhotoSource, load_photos
-from training.pairs.stored import Pair, PairSampler, StoredPairs
-from training.photo_store import PhotoStore, StoreError
+from training.data.feature_store import FeatureStore
+from training.data.homography_pairs import HomographyPairs
+from training.data.label_store import LabelStore
+from training.data.pairs import PairBatch, concatenate
+from training.data.photo_store import PhotoStore, StoreError
+from training.data.photometric import Photometric
+from training.data.photos import PhotoLoader, PhotoSource, load_photos
+from training.data.stored_pairs import Pair, PairSampler, StoredPairs
+from training.data.teacher_store import TeacherStore
+from training.loop.config import DataConfig, TrainConfig, load_config
+from training.loop.trainer import Trainer, check_same_run, own_rank, start_distributed, write_config
+from training.samfeat.losses.matching import CELL
+from training.samfeat.task import FeatureTask
+from training.samfeat.validation import MatchingValidation
 from training.scfeat.train import ScfeatConfig, names_stage
 from training.scfeat.train import train as train_scfeat
-from training.teacher.store import TeacherStore
-from training.trainer import Trainer, check_same_run, own_rank, start_distributed, write_config
-from training.validation import MatchingValidation
 
 COLOUR = 3  # also for a grey network: what is grey to it is drawn anew for every view (`photometric.grey`)
 

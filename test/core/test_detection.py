@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from samfeat_core.detection import ExtractionGraph, detect, local_maxima, refine, sample
 from samfeat_core.models import build_network
-from training.geometry import sampling_grid
+from training.data.geometry import sampling_grid
 
 
 def random_scores(height=40, width=56, seed=0):

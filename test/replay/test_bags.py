@@ -15,7 +15,7 @@ from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from samfeat_ros.bags import IMAGE_TYPES, Bag, BagError, decode, stamp_ns
+from samfeat_ros.replay.bags import IMAGE_TYPES, Bag, BagError, decode, stamp_ns
 
 FOREIGN = Path(__file__).resolve().parents[3] / "shared" / "data" / "bags"
 STORE = get_typestore(Stores.ROS2_JAZZY)

@@ -15,8 +15,8 @@ pytest.importorskip("rclpy")
 
 from recordings import FRAMES, is_running, make_bag, sliding_window  # noqa: E402
 
-from samfeat_ros.demo import best_stretch, table, within  # noqa: E402
-from samfeat_ros.playback import Answer, Frame  # noqa: E402
+from samfeat_ros.replay.demo import best_stretch, table, within  # noqa: E402
+from samfeat_ros.replay.playback import Answer, Frame  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def bag(tmp_path_factory) -> Path:
 
 
 def start(bag: Path, output: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "samfeat_ros.demo", str(bag), "--output", str(output), *options]
+    command = [sys.executable, "-m", "samfeat_ros.replay.demo", str(bag), "--output", str(output), *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

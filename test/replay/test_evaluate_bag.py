@@ -21,9 +21,9 @@ from test_bags import mutants
 from typer.testing import CliRunner
 
 from samfeat_core.errors import SamfeatError
-from samfeat_ros.evaluate_bag import app
-from samfeat_ros.evaluation.footage import Footage
-from samfeat_ros.playback import Recording
+from samfeat_ros.replay.evaluate_bag import app
+from samfeat_ros.replay.evaluation.footage import Footage
+from samfeat_ros.replay.playback import Recording
 
 CLASSIC = ["--model", "none", "--baseline", "lk", "--rate", "max", "--keypoints", "150"]
 

@@ -18,22 +18,22 @@ from driving import CAMERA, Scene, drive
 
 from samfeat_core.camera import Camera
 from samfeat_core.files import write_json
-from samfeat_ros.evaluation import baselines, metrics
-from samfeat_ros.evaluation.baselines import run_baseline
-from samfeat_ros.evaluation.footage import Footage, FootageError, read_calibration
-from samfeat_ros.evaluation.metrics import Truth, coverage, summarize_tracks, track_lengths
-from samfeat_ros.evaluation.page import write_page
-from samfeat_ros.evaluation.report import (
+from samfeat_ros.odometry.estimator import Pose
+from samfeat_ros.replay.evaluation import baselines, metrics
+from samfeat_ros.replay.evaluation.baselines import run_baseline
+from samfeat_ros.replay.evaluation.footage import Footage, FootageError, read_calibration
+from samfeat_ros.replay.evaluation.metrics import Truth, coverage, summarize_tracks, track_lengths
+from samfeat_ros.replay.evaluation.page import write_page
+from samfeat_ros.replay.evaluation.report import (
     Evaluated,
     build_report,
     evaluate_run,
     text_table,
     where_classic_wins,
 )
-from samfeat_ros.evaluation.runs import Record, Run
-from samfeat_ros.evaluation.trajectory import evaluate_trajectory
-from samfeat_ros.odometry import Pose
-from samfeat_ros.playback import Recording
+from samfeat_ros.replay.evaluation.runs import Record, Run
+from samfeat_ros.replay.evaluation.trajectory import evaluate_trajectory
+from samfeat_ros.replay.playback import Recording
 
 TRUTH = {
     index: np.array([[1, 0, 0, index * SHIFT_PX * bag_maker.DEPTH / FOCAL], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
@@ -89,7 +89,7 @@ def test_repeated_stamps_are_replaced(tmp_path):
     stamps = [frame.stamp_ns for frame in footage.frames]
     assert len(set(stamps)) == 5 and stamps == sorted(stamps)
     assert any("stamps repeat" in line for line in footage.problems)
-    from samfeat_ros.playback import header_stamp_ns
+    from samfeat_ros.replay.playback import header_stamp_ns
 
     assert [header_stamp_ns(message.image) for _, message in footage.messages()] == stamps
 

@@ -10,8 +10,8 @@ pytest.importorskip("rosbags")
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from samfeat_ros.bags import Bag, BagError
-from samfeat_ros.evaluation.ground_truth import (
+from samfeat_ros.replay.bags import Bag, BagError
+from samfeat_ros.replay.evaluation.ground_truth import (
     GroundTruth,
     GroundTruthError,
     parse_extrinsics,

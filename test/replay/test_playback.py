@@ -11,9 +11,9 @@ pytest.importorskip("rclpy")
 
 from recordings import FRAMES, RATE, is_running, make_bag, sliding_window  # noqa: E402
 
-from samfeat_ros.bags import BagError  # noqa: E402
 from samfeat_ros.messages import keypoints_from_msg, matches_from_msg  # noqa: E402
-from samfeat_ros.playback import (  # noqa: E402
+from samfeat_ros.replay.bags import BagError  # noqa: E402
+from samfeat_ros.replay.playback import (  # noqa: E402
     NodeProcess,
     Playback,
     PlaybackError,

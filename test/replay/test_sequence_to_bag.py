@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from samfeat_core.poses import quaternion
-from samfeat_ros.bags import Bag, decode, stamp_ns
-from samfeat_ros.sequence_to_bag import app
+from samfeat_ros.replay.bags import Bag, decode, stamp_ns
+from samfeat_ros.replay.sequence_to_bag import app
 
 FRAMES = 5
 

@@ -35,7 +35,7 @@ def test_every_argument_has_a_description():
 
 def test_parameters_of_the_launch_file_exist():
     pytest.importorskip("rclpy")
-    from samfeat_ros.parameters import NAMES
+    from samfeat_ros.node.parameters import NAMES
 
     assert set(ast.literal_eval(assigned("PARAMETERS"))) <= set(NAMES)
 

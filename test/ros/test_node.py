@@ -17,7 +17,7 @@ from std_msgs.msg import Bool  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
 from samfeat_ros import messages  # noqa: E402
-from samfeat_ros.diagnostics import STAGES, values_from_msg  # noqa: E402
+from samfeat_ros.node.diagnostics import STAGES, values_from_msg  # noqa: E402
 
 INFO, WARN, ERROR = "INFO", "WARN", "ERROR"
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -418,7 +418,7 @@ def test_impossible_parameters_are_refused_with_the_reason(rig):
 def test_every_parameter_is_described_over_ros(rig):
     from rcl_interfaces.srv import DescribeParameters
 
-    from samfeat_ros.parameters import NAMES
+    from samfeat_ros.node.parameters import NAMES
 
     rig.node(start=False)
     request = DescribeParameters.Request(names=list(NAMES))

@@ -24,7 +24,7 @@ class Process:
 
     def __init__(self, log: Path, *arguments: str, **parameters: str) -> None:
         settings = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
-        command = [sys.executable, "-m", "samfeat_ros.node", "--ros-args", *arguments, *settings]
+        command = [sys.executable, "-m", "samfeat_ros.node.samfeat_node", "--ros-args", *arguments, *settings]
         self.log = log
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT)
 
@@ -100,7 +100,7 @@ def test_a_signal_while_the_engine_is_built(start, tmp_path, sign):
 
 def test_a_request_that_ros_refuses_does_not_end_the_node():
     code = (
-        "import rclpy; from rclpy.executors import *; from samfeat_ros import node as module\n"
+        "import rclpy; from rclpy.executors import *; from samfeat_ros.node import samfeat_node as module\n"
         "rclpy.init(); node = module.SamfeatNode(); executor = SingleThreadedExecutor(); executor.add_node(node)\n"
         "calls = []\n"
         "def work():\n"

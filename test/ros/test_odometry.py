@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from driving import CAMERA, Scene, drive, turn
 
-from samfeat_ros.odometry import (
+from samfeat_ros.odometry.estimator import (
     INITIALIZING,
     LOST,
     TRACKING,

@@ -11,7 +11,7 @@ pytest.importorskip("rclpy")
 import yaml  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 
-from samfeat_ros.parameters import CONFIGURE, LIVE, NAMES, ParameterError, Parameters, apply  # noqa: E402
+from samfeat_ros.node.parameters import CONFIGURE, LIVE, NAMES, ParameterError, Parameters, apply  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 

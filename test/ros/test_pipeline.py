@@ -11,8 +11,8 @@ pytest.importorskip("rclpy")
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
 
 from samfeat_core.features import Features  # noqa: E402
-from samfeat_ros.parameters import Parameters  # noqa: E402
-from samfeat_ros.pipeline import Pipeline  # noqa: E402
+from samfeat_ros.node.parameters import Parameters  # noqa: E402
+from samfeat_ros.node.pipeline import Pipeline  # noqa: E402
 
 
 class Extractor:

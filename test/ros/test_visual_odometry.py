@@ -18,7 +18,7 @@ from test_odometry import Scene, drive
 
 from samfeat_core.features import Features, Matches
 from samfeat_ros.messages import matches_to_msg, ns_to_stamp
-from samfeat_ros.visual_odometry import VisualOdometryNode, quaternion
+from samfeat_ros.odometry.visual_odometry import VisualOdometryNode, quaternion
 
 FRAMES = 45
 

@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from samfeat_core.models.nano import normalize_contrast
-from training.losses.corner import DEVIATION, FLOOR, RADIUS, SHARPNESS, USUAL, corner_logits, corner_loss, corners
-from training.pairs import pixel_grid
+from training.data.pairs import pixel_grid
+from training.samfeat.losses.corner import (
+    DEVIATION,
+    FLOOR,
+    RADIUS,
+    SHARPNESS,
+    USUAL,
+    corner_logits,
+    corner_loss,
+    corners,
+)
 
 SIZE = (40, 56)
 INNER = np.s_[2 * RADIUS : -2 * RADIUS, 2 * RADIUS : -2 * RADIUS]

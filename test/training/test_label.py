@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from samfeat_core.classic import sift
 from samfeat_core.features import Features
 from samfeat_core.models import build_network
+from training.data.feature_store import FeatureStore
+from training.data.photo_store import StoreError
 from training.label import app, label
-from training.labels import KeypointLabels, LabelStore
-from training.labels.detectors import load_detector
-from training.labels.features import FeatureStore
-from training.labels.homographic_adaptation import peaks, random_homography, repeatability_map
-from training.labels.shapes import DRAWINGS, Canvas, draw_checkerboard, render
-from training.photo_store import StoreError
+from training.samfeat.labels import KeypointLabels, LabelStore
+from training.samfeat.labels.detectors import load_detector
+from training.samfeat.labels.homographic_adaptation import peaks, random_homography, repeatability_map
+from training.samfeat.labels.shapes import DRAWINGS, Canvas, draw_checkerboard, render
 
 REPOSITORY = Path(__file__).parents[2]
 CORNERS = np.array([[60.25, 40.5], [140, 47], [133, 111], [52, 104.75]])

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from samfeat_core.models import DenseFeatures, model_spec
+from training.data.photo_store import StoreError
 from training.label import app, label
-from training.labels import LabelStore
-from training.labels.network import NetworkDetector, Shapes, bootstrap, score_on_shapes
-from training.labels.shapes import render
-from training.photo_store import StoreError
+from training.samfeat.labels import LabelStore
+from training.samfeat.labels.network import NetworkDetector, Shapes, bootstrap, score_on_shapes
+from training.samfeat.labels.shapes import render
 
 
 class Harris(torch.nn.Module):

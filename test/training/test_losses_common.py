@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from training.losses import detection_loss, joint_means
+from training.samfeat.losses import detection_loss, joint_means
 
 LOGITS = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 LABELS = (torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(1)) > 0.8).float()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses import descriptor_triplet
+from training.samfeat.losses import descriptor_triplet
 
 NAN = float("nan")
 

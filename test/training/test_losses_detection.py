@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.losses import detection_loss, keypoint_map
+from training.samfeat.losses import detection_loss, keypoint_map
 
 
 @pytest.fixture

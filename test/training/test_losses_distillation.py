@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.losses import group_relation, relation_distillation
+from training.samfeat.losses import group_relation, relation_distillation
 
 
 def plain(student, teacher, attention):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.losses import edge_loss
+from training.samfeat.losses import edge_loss
 
 
 @pytest.fixture

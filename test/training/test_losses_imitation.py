@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from samfeat_core.detection import detect, refine
-from training.losses.imitation import FLOOR, draw, relation_imitation, score_imitation
+from training.samfeat.losses.imitation import FLOOR, draw, relation_imitation, score_imitation
 
 
 def unit_rows(*shape, seed=0):

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses import matching
-from training.losses.corner import corner_loss
-from training.pairs import pixel_grid
+from training.data.pairs import pixel_grid
+from training.samfeat.losses import matching
+from training.samfeat.losses.corner import corner_loss
 
 CELL = matching.CELL
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses import semantic_contrast
+from training.samfeat.losses import semantic_contrast
 
 
 def plain(descriptors, groups, margin=0.07, temperature=5.0):

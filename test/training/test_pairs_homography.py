@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from training.labels import KeypointLabels, LabelStore
-from training.labels.features import ExampleFeatures, FeatureStore
-from training.labels.features import pack as features_entry
-from training.pairs import concatenate, pixel_grid
-from training.pairs.homography import HomographyConfig, HomographyPairs, project
-from training.pairs.photometric import Photometric, blur, grey, jpeg
-from training.pairs.photos import Example, Photo, PhotoLoader, PhotoSource, load_photos, pyramid
-from training.teacher.store import TeacherEntry, TeacherStore
+from training.data.feature_store import ExampleFeatures, FeatureStore
+from training.data.feature_store import pack as features_entry
+from training.data.homography_pairs import HomographyConfig, HomographyPairs, project
+from training.data.pairs import concatenate, pixel_grid
+from training.data.photometric import Photometric, blur, grey, jpeg
+from training.data.photos import Example, Photo, PhotoLoader, PhotoSource, load_photos, pyramid
+from training.data.teacher_store import TeacherEntry, TeacherStore
+from training.samfeat.labels import KeypointLabels, LabelStore
 
 
 def smooth_photo(width=320, height=240, channels=1, seed=0):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from training.pairs.megadepth import MegaDepthPairs, SceneInfo, app, read_depth
-from training.pairs.stored import StoredPairs
-from training.scenes import SCENES, fly_through, load_textures, pinhole
+from training.data.megadepth_pairs import MegaDepthPairs, SceneInfo, app, read_depth
+from training.data.scenes import SCENES, fly_through, load_textures, pinhole
+from training.data.stored_pairs import StoredPairs
 
 FRAMES = 6
 SIZES = [(160, 120), (120, 160)]  # portrait and landscape, as photographs are

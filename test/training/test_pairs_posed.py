@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from samfeat_core.poses import relative_pose
 from samfeat_core.sequence import ImageSequence
-from training.pairs.posed import (
+from training.data.posed_pairs import (
     PosedPairs,
     View,
     app,
@@ -19,9 +19,9 @@ from training.pairs.posed import (
     refine_pose,
     register_depth,
 )
-from training.pairs.stored import StoredPairs
+from training.data.scenes import SCENES, camera_pose, fly_through, load_textures, pinhole
+from training.data.stored_pairs import StoredPairs
 from training.render_sequence import write_frame, write_numbers
-from training.scenes import SCENES, camera_pose, fly_through, load_textures, pinhole
 
 SIZE = (160, 120)
 MATRIX = pinhole(SIZE, 65)

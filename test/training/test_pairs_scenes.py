@@ -9,11 +9,11 @@ import torch
 from typer.testing import CliRunner
 
 from samfeat_core.poses import relative_pose
-from training.pairs.posed import View, dense_warp, make_pair
-from training.pairs.scenes import ScenePairs
-from training.pairs.stored import PairSampler, StoredPairs, crop_pair, read_pair, store_pairs, to_batch, write_pair
-from training.scenes import Quad, Scene, camera_pose, pinhole, texture_paths
-from training.scenes import app as scenes_app
+from training.data.posed_pairs import View, dense_warp, make_pair
+from training.data.scene_pairs import ScenePairs
+from training.data.scenes import Quad, Scene, camera_pose, pinhole, texture_paths
+from training.data.scenes import app as scenes_app
+from training.data.stored_pairs import PairSampler, StoredPairs, crop_pair, read_pair, store_pairs, to_batch, write_pair
 
 SIZE = (160, 120)
 MATRIX = pinhole(SIZE, 65)

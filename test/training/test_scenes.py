@@ -6,8 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from samfeat_core.sequence import ImageSequence
-from training.render_sequence import app as render_app
-from training.scenes import (
+from training.data.scenes import (
     SCENES,
     Quad,
     Scene,
@@ -19,6 +18,7 @@ from training.scenes import (
     rotation_y,
     texture_paths,
 )
+from training.render_sequence import app as render_app
 
 SIZE = (160, 120)
 MATRIX = pinhole(SIZE, 70)

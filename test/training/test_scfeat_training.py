@@ -16,7 +16,7 @@ import training.train
 from samfeat_core.models import MODELS, DenseFeatures, build_network
 from samfeat_core.poses import relative_pose
 from samfeat_core.two_view import epipolar_distance
-from training.config import OptimizerConfig, load_config
+from training.loop.config import OptimizerConfig, load_config
 from training.scfeat.epipolar import DescriptorConfig
 from training.scfeat.pairs import (
     PoseDataConfig,

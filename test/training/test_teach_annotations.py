@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from training.photo_store import StoreError, find_photos
+from training.data.photo_store import StoreError, find_photos
+from training.data.teacher_store import compact
+from training.samfeat.teacher import TeacherEntry, TeacherStore, borders
 from training.teach import app
-from training.teacher import TeacherEntry, TeacherStore, borders
-from training.teacher.store import compact
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -19,10 +19,10 @@ from segment_anything.modeling import (  # noqa: E402
     TwoWayTransformer,
 )
 
-from training.photo_store import StoreError  # noqa: E402
+from training.data.photo_store import StoreError  # noqa: E402
+from training.samfeat.teacher import TeacherStore, borders  # noqa: E402
+from training.samfeat.teacher.sam import MaskOptions, SamTeacher, load_sam, merge_masks  # noqa: E402
 from training.teach import app  # noqa: E402
-from training.teacher import TeacherStore, borders  # noqa: E402
-from training.teacher.sam import MaskOptions, SamTeacher, load_sam, merge_masks  # noqa: E402
 
 # Random masks pass no quality threshold: 0 turns these off. Four prompts.
 OPTIONS = MaskOptions(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from samfeat_core.models import MODELS, DenseFeatures, build_network
 from samfeat_core.weights import load_network
 from training.ablate import app as ablate
-from training.config import OptimizerConfig, TrainConfig, load_config
-from training.feature_task import FeatureTask, FeatureTaskConfig, LossWeights, carry
+from training.data.pairs import PairBatch, pixel_grid
 from training.label import app as label
-from training.pairs import PairBatch, pixel_grid
-from training.trainer import Trainer
-from training.validation import MatchingValidation
+from training.loop.config import OptimizerConfig, TrainConfig, load_config
+from training.loop.trainer import Trainer
+from training.samfeat.task import FeatureTask, FeatureTaskConfig, LossWeights, carry
+from training.samfeat.validation import MatchingValidation
 
 ROOT = Path(__file__).parents[2]
 

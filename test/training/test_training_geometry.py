@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import torch
 
-from training import geometry
+from training.data import geometry
 
 RNG = np.random.default_rng(0)
 K0 = np.array([[400.0, 0, 160], [0, 410.0, 120], [0, 0, 1]])

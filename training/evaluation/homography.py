@@ -16,9 +16,9 @@ import numpy as np
 from samfeat_core.features import Features
 from samfeat_core.files import IMAGE_SUFFIXES
 from samfeat_core.matching import match_mutual
+from training.data.geometry import warp_homography
 from training.evaluation.extractors import TimedExtractor
 from training.evaluation.images import EvalImage
-from training.geometry import warp_homography
 
 MMA_THRESHOLDS = tuple(range(1, 11))
 MHA_THRESHOLDS = (1, 3, 5)

@@ -1,4 +1,4 @@
-"""SCFeat's two stages as tasks of `training.trainer`, and what selects their best checkpoint."""
+"""SCFeat's two stages as tasks of `training.loop.trainer`, and what selects their best checkpoint."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from samfeat_core.detection import detect
 from samfeat_core.two_view import epipolar_distance
-from training.feature_task import plain_layout, split
-from training.pairs.photometric import Photometric
+from training.data.photometric import Photometric
+from training.samfeat.task import plain_layout, split
 from training.scfeat.epipolar import DescriptorConfig, epipolar_loss, grid_points
 from training.scfeat.pairs import PoseBatch, PosePair, PoseSource
 from training.scfeat.reinforce import DetectorConfig, detector_loss

@@ -17,12 +17,12 @@ from torch import nn
 
 from samfeat_core.models import build_network, model_spec
 from samfeat_core.weights import load_network
-from training.config import OptimizerConfig
+from training.loop.config import OptimizerConfig
+from training.loop.trainer import Trainer, check_same_run, own_rank, write_config
 from training.scfeat.epipolar import DescriptorConfig
 from training.scfeat.pairs import PoseDataConfig, PoseSource, read_pairs
 from training.scfeat.reinforce import DetectorConfig
 from training.scfeat.tasks import DescriptorStage, DetectorStage, EpipolarValidation, Stage
-from training.trainer import Trainer, check_same_run, own_rank, write_config
 
 STAGES = ("descriptor", "detector")
 

@@ -1,0 +1,196 @@
+"""One camera frame after the other, from image message to features, matches and tracks. Knows messages, but no node."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from samfeat_core.camera import Camera
+from samfeat_core.extractor import FeatureExtractor
+from samfeat_core.features import Features, Matches
+from samfeat_core.tracking import FrameTracker
+from samfeat_ros.image_input import image_from_compressed_msg, image_from_msg
+from samfeat_ros.messages import camera_from_msg, stamp_to_ns
+from samfeat_ros.node.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known about one frame.
+
+    Attributes:
+        header: of the image message, untouched.
+        image: (H, W) grey or (H, W, 3) BGR uint8.
+        features: of this frame; features_prev: of the one before, None after a restart.
+        matches: between the two.
+        track_lengths: (N,) frames each row of `features` has been tracked.
+        stamp_prev_ns: stamp of the previous frame, None after a restart.
+        camera: intrinsics, None where no usable CameraInfo has come.
+        seconds: duration of the stages decode, network and match.
+    """
+
+    header: Header
+    image: np.ndarray
+    features: Features
+    features_prev: Features | None
+    matches: Matches
+    track_lengths: np.ndarray
+    stamp_prev_ns: int | None
+    camera: Camera | None
+    seconds: dict[str, float]
+
+
+class Pipeline:
+    """Extractor and tracker with all that they remember between frames.
+
+    One thread calls it; the setters and `reset` may be called from another.
+
+    Args:
+        extractor: finds the features.
+        parameters: validated; may be replaced by `set_parameters` between frames.
+        mask: (H, W) uint8, 0 = no keypoints here; None = everywhere.
+        warn: called with (key, text) when something is odd but the frame is processed all the same.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        parameters: Parameters,
+        mask: np.ndarray | None = None,
+        warn: Callable[[str, str], None] = lambda key, text: None,
+    ) -> None:
+        self.extractor = extractor
+        self._tracker = FrameTracker()
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._mask = mask
+        self._resized_mask: tuple[np.ndarray, np.ndarray] | None = None  # the mask it was made from, and itself
+        self._camera_info: CameraInfo | None = None
+        self._camera: tuple[CameraInfo, bool, Camera] | None = None  # what it was made from, and itself
+        self._encoding: str | None = None
+        self._stamp_ns: int | None = None
+        self._must_reset = False
+        self.set_parameters(parameters)
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Use these parameters from the next frame on."""
+        self._parameters = parameters
+
+    def set_mask(self, mask: np.ndarray) -> None:
+        """Use this (H, W) uint8 mask from the next frame on."""
+        self._mask = mask
+
+    def set_camera_info(self, msg: CameraInfo) -> None:
+        """Use these intrinsics from the next frame on."""
+        if self._camera_info is None or not _same_intrinsics(msg, self._camera_info):
+            self._camera_info = msg
+
+    def reset(self) -> None:
+        """Restart the tracks with the next frame."""
+        self._must_reset = True
+
+    def __call__(self, msg: Image | CompressedImage) -> Result:
+        """Process one image message.
+
+        Raises:
+            ImageError: the image cannot be used.
+            SamfeatError: the engine failed.
+        """
+        with self._lock:  # a worker that was told to stop may still be building an engine
+            return self._process(msg)
+
+    def _process(self, msg: Image | CompressedImage) -> Result:
+        parameters = self._parameters
+        self._apply(parameters)
+        start = time.monotonic()
+        image, encoding = _decode(msg, parameters.full_scale_16bit)
+        decoded = time.monotonic()
+        features = self.extractor(image, self._mask_of(image))
+        extracted = time.monotonic()
+        if self._must_reset or encoding != self._encoding:
+            self._must_reset, self._encoding = False, encoding
+            self._tracker.reset()
+        stamp_ns, stamp_prev_ns = stamp_to_ns(msg.header.stamp), self._stamp_ns
+        camera = self._camera_of(image, parameters.rectified)
+        matches = self._tracker.update(features, stamp_ns, camera)
+        self._stamp_ns = stamp_ns
+        seconds = {"decode": decoded - start, "network": extracted - decoded, "match": time.monotonic() - extracted}
+        return Result(
+            header=msg.header,
+            image=image,
+            features=features,
+            features_prev=self._tracker.previous,
+            matches=matches,
+            track_lengths=self._tracker.track_lengths,
+            stamp_prev_ns=None if matches.restarted else stamp_prev_ns,
+            camera=camera,
+            seconds=seconds,
+        )
+
+    def _apply(self, parameters: Parameters) -> None:
+        extractor, tracker = self.extractor, self._tracker
+        if extractor.max_keypoints != parameters.max_keypoints:
+            extractor.max_keypoints = parameters.max_keypoints
+        threshold = extractor.default_threshold if parameters.threshold < 0 else parameters.threshold
+        if extractor.threshold != threshold:
+            extractor.threshold = threshold
+        tracker.min_similarity = None if parameters.min_similarity <= -1 else parameters.min_similarity
+        tracker.ratio = None if parameters.ratio >= 1 else parameters.ratio
+        tracker.verify = parameters.verify
+        tracker.threshold_px = parameters.inlier_threshold
+        tracker.max_gap_s = parameters.max_gap
+
+    def _mask_of(self, image: np.ndarray) -> np.ndarray | None:
+        """The mask at the size of the image."""
+        mask, shape = self._mask, image.shape[:2]
+        if mask is None or mask.shape == shape:
+            return mask
+        if self._resized_mask is None or self._resized_mask[0] is not mask or self._resized_mask[1].shape != shape:
+            have, want = (f"{size[1]}x{size[0]}" for size in (mask.shape, shape))
+            self._warn(f"mask {have} {want}", f"the mask is {have}, the image {want}: resizing the mask")
+            self._resized_mask = mask, cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST)
+        return self._resized_mask[1]
+
+    def _camera_of(self, image: np.ndarray, rectified: bool) -> Camera | None:
+        """The camera, if what is known about it is of this image."""
+        info = self._camera_info
+        if info is None:
+            return None
+        if self._camera is None or self._camera[0] is not info or self._camera[1] != rectified:
+            try:
+                self._camera = info, rectified, camera_from_msg(info, rectified)
+            except ValueError as error:
+                self._warn("camera_info", f"camera_info is not used: {error}")
+                return None
+        camera, (height, width) = self._camera[2], image.shape[:2]
+        # Some drivers leave the size out.
+        if camera.width and camera.height and (camera.width, camera.height) != (width, height):
+            self._warn(
+                "camera_info size",
+                f"camera_info is not used: it is for {camera.width}x{camera.height}, the image is {width}x{height}",
+            )
+            return None
+        return camera
+
+
+def _decode(msg: Image | CompressedImage, full_scale_16bit: int) -> tuple[np.ndarray, str]:
+    """Pixels, and the name of the encoding they came in."""
+    if isinstance(msg, CompressedImage):
+        return image_from_compressed_msg(msg, full_scale_16bit), msg.format
+    return image_from_msg(msg, full_scale_16bit), msg.encoding
+
+
+def _same_intrinsics(a: Any, b: Any) -> bool:
+    """Equal but for the header, which changes with every frame."""
+    names = ("height", "width", "distortion_model", "binning_x", "binning_y", "roi")
+    return all(getattr(a, name) == getattr(b, name) for name in names) and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("d", "k", "p")
+    )

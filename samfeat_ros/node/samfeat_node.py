@@ -1,0 +1,415 @@
+"""The ROS 2 lifecycle node `samfeat`: camera images in, keypoints, descriptors, matches and tracks out.
+
+The executor's thread only hands images over; one worker thread computes and publishes. See README for topics,
+parameters and services.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import (
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+    ParameterException,
+)
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import SetBool, Trigger
+
+from samfeat_core.errors import SamfeatError
+from samfeat_core.extractor import FeatureExtractor
+from samfeat_ros.image_input import ImageError, image_from_msg
+from samfeat_ros.node.diagnostics import Statistics, diagnostics_to_msg
+from samfeat_ros.node.outputs import Outputs
+from samfeat_ros.node.parameters import NAMES, ParameterError, Parameters, apply, declare
+from samfeat_ros.node.pipeline import Pipeline, Result
+from samfeat_ros.node.worker import NewestWorker
+from samfeat_ros.qos import QOS_OVERRIDES, create_with_events, latched, newest, subscription_events
+
+REPORT_PERIOD_S = 1.0
+WARN_PERIOD_S = 5.0
+# An inference ends well within this; only the building of an engine takes longer, and is not waited for.
+STOP_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """An image message and when it arrived (monotonic seconds)."""
+
+    msg: Image | CompressedImage
+    received: float
+
+
+class SamfeatNode(LifecycleNode):
+    """See the module. Keyword arguments are those of rclpy's Node.
+
+    Raises:
+        rclpy.exceptions.ParameterException: a parameter that was given at start has a wrong type or is out of range.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("samfeat", **kwargs)
+        self.statistics = Statistics()
+        self.parameters: Parameters = declare(self)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._pipeline: Pipeline | None = None
+        self._outputs: Outputs | None = None
+        self._worker: NewestWorker[_Frame] | None = None
+        self._inputs: list[Any] = []
+        self._own_services: list[Any] = []
+        self._enabled = True
+        self._had_tracks = False
+        self._warned: dict[str, float] = {}
+        # Whoever publishes holds it, so that publishers are not destroyed in between.
+        self._publishing = threading.Lock()
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # Steady: reports go on while simulated time stands still.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._report_timer = self.create_timer(REPORT_PERIOD_S, self._report, clock=steady)
+
+    def start(self) -> bool:
+        """Configure and activate; False, after an ERROR line, if that failed."""
+        return (
+            self.trigger_configure() == TransitionCallbackReturn.SUCCESS
+            and self.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        )
+
+    def close(self) -> bool:
+        """Release everything and destroy the node; False if the worker is still building an engine."""
+        ended = self._release()
+        self.destroy_node()
+        return ended
+
+    # ---- lifecycle ----
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the network; fails with one ERROR line."""
+        try:
+            self.parameters.validate()
+            self._pipeline = self._build()
+            self._outputs = Outputs(self, self._warn)
+            self._own_services = [
+                self.create_service(Trigger, "~/reset", self._on_reset),
+                self.create_service(SetBool, "~/enable", self._on_enable),
+            ]
+        except Exception as error:  # whatever a weights file or a runtime makes of it, a robot's log wants one line
+            self._release()
+            if not self.context.ok():  # told to end, and a library made an error of its own of that
+                raise KeyboardInterrupt from error
+            self.get_logger().error(f"cannot configure: {_one_line(error)}")
+            return TransitionCallbackReturn.FAILURE
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the camera and start the worker."""
+        assert self._pipeline is not None
+        self._pipeline.reset()
+        self.statistics.clear()
+        outcome = super().on_activate(state)
+        try:
+            self._worker = NewestWorker(self._process, lambda frame: self.statistics.drop("superseded"))
+            self._subscribe()
+        except Exception as error:  # QoS overrides that cannot be raise RuntimeError and InvalidQosOverridesError
+            self.get_logger().error(f"cannot activate: {_one_line(error)}")
+            self._stop()
+            super().on_deactivate(state)
+            return TransitionCallbackReturn.FAILURE
+        return outcome
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe and end the worker; the network stays loaded."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Drop the network and all topics."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As cleanup, from any state."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured, from where the node can be configured again."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _build(self) -> Pipeline:
+        parameters = self.parameters
+        device = "cuda" if parameters.require_cuda and parameters.device == "auto" else parameters.device
+        try:
+            extractor = FeatureExtractor.from_pretrained(
+                parameters.model,
+                device=device,
+                engine=parameters.engine,
+                max_keypoints=parameters.max_keypoints,
+                weights=parameters.weights or None,
+                threshold=None if parameters.threshold < 0 else parameters.threshold,
+                nms_radius=None if parameters.nms_radius < 1 else parameters.nms_radius,
+                border=parameters.border,
+                resize=parameters.resize or None,
+                cache_dir=parameters.cache_dir or None,
+                log=self._log,
+            )
+        except (SamfeatError, ValueError) as error:
+            raise type(error)(f"require_cuda is set: {error}" if parameters.require_cuda else str(error)) from error
+        # Only now the weights are read. An engine that was built before loads without torch.
+        extractor.prepare(parameters.image_width, parameters.image_height)
+        if parameters.require_cuda and not str(extractor.device).startswith("cuda"):
+            raise ParameterError(f"require_cuda is set, but the network would run on {extractor.device}")
+        return Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn)
+
+    def _subscribe(self) -> None:
+        image, topic = Image, self.resolve_topic_name("image")
+        if self.parameters.image_transport == "compressed":
+            image, topic = CompressedImage, _compressed(topic)
+        wanted = (
+            (image, topic, self._on_image, newest()),
+            (CameraInfo, "camera_info", self._on_camera_info, newest()),
+            (Image, "mask", self._on_mask, latched()),
+        )
+        for kind, name, callback, qos in wanted:
+            subscription = create_with_events(
+                self.create_subscription,
+                kind,
+                name,
+                callback,
+                qos,
+                event_callbacks=subscription_events(self, name),
+                qos_overriding_options=QOS_OVERRIDES,
+            )
+            self._inputs.append(subscription)
+        self.get_logger().info(f"waiting for images on {self._inputs[0].topic_name}")
+
+    def _stop(self) -> bool:
+        """Undo on_activate."""
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        self._inputs = []
+        worker, self._worker = self._worker, None
+        ended = worker is None or worker.stop(STOP_TIMEOUT_S)
+        if not ended:
+            self.get_logger().warning("the worker is still busy, maybe building an engine; it ends when that is done")
+        return ended
+
+    def _release(self) -> bool:
+        """Undo on_activate and on_configure; harmless to repeat."""
+        ended = self._stop()
+        for service in self._own_services:
+            self.destroy_service(service)
+        self._own_services = []
+        with self._publishing:
+            if self._outputs is not None:
+                self._outputs.destroy()
+            self._outputs = self._pipeline = None
+        return ended
+
+    # ---- in: the executor's thread ----
+
+    def _on_image(self, msg: Image | CompressedImage) -> None:
+        received = time.monotonic()
+        self.statistics.received()
+        pipeline, outputs, worker = self._pipeline, self._outputs, self._worker
+        if pipeline is None or outputs is None or worker is None:
+            self.statistics.drop("inactive")
+        elif not self._enabled:
+            self.statistics.drop("disabled")
+        elif not outputs.wanted():
+            pipeline.reset()  # a track ends where nobody watches it
+            self.statistics.drop("idle")
+        else:
+            worker.submit(_Frame(msg, received))
+
+    def _on_camera_info(self, msg: CameraInfo) -> None:
+        if self._pipeline is not None:
+            self._pipeline.set_camera_info(msg)
+
+    def _on_mask(self, msg: Image) -> None:
+        try:
+            if msg.encoding not in ("mono8", "8UC1"):
+                raise ImageError("encoding", f"encoding is {msg.encoding!r}, expected mono8")
+            mask = image_from_msg(msg).copy()
+        except ImageError as error:
+            self._warn("mask", f"the mask is refused, the one before stays: {error}")
+            return
+        if self._pipeline is not None:
+            self._pipeline.set_mask(mask)
+            self.get_logger().info(f"new mask, {msg.width}x{msg.height}, {np.mean(mask == 0):.0%} of it masked out")
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._pipeline is not None:
+            self._pipeline.reset()
+        response.success, response.message = True, "tracks restart with the next frame"
+        return response
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if request.data and not self._enabled and self._pipeline is not None:
+            self._pipeline.reset()
+        self._enabled = request.data
+        response.success, response.message = True, "enabled" if request.data else "disabled"
+        return response
+
+    def _on_set_parameters(self, changes: list) -> SetParametersResult:
+        self.parameters, result = apply(self.parameters, changes, configured=self._pipeline is not None)
+        if self._pipeline is not None and any(change.name in NAMES for change in changes):
+            self._pipeline.set_parameters(self.parameters)
+        return result
+
+    # ---- out: the worker's thread ----
+
+    def _process(self, frame: _Frame) -> None:
+        pipeline, worker = self._pipeline, self._worker
+        if pipeline is None or worker is None:
+            return
+        queued = time.monotonic() - frame.received
+        try:
+            result = pipeline(frame.msg)
+            if self._worker is worker:  # else the node was deactivated meanwhile, and the frame is of another time
+                self._publish(result, queued)
+        except ImageError as error:
+            self.statistics.drop(error.cause)
+            self._warn(error.cause, f"image refused ({error.cause}): {error}")
+        except Exception as error:  # the node outlives an engine that fails
+            if self.context.ok():
+                self.statistics.drop("failed")
+                self._warn("failed", f"frame lost: {_one_line(error)}")
+
+    def _publish(self, result: Result, queued: float) -> None:
+        start = time.monotonic()
+        restarted, self._had_tracks = result.matches.restarted and self._had_tracks, True
+        with self._publishing:
+            if self._outputs is None:
+                return
+            self._outputs.publish(result, self.parameters, restarted)
+        seconds = {"queue": queued, **result.seconds, "publish": time.monotonic() - start}
+        matches = result.matches
+        self.statistics.processed(seconds, len(result.features), len(matches), matches.inlier_ratio)
+
+    # ---- what it says ----
+
+    def _report(self) -> None:
+        level, summary, counted = self.statistics.report()
+        pipeline = self._pipeline
+        if self._worker is None:
+            level, summary = 0, "inactive" if pipeline else "unconfigured"
+        elif not self._enabled:
+            level, summary = 0, "disabled"
+        values = {
+            "state": "active" if self._worker else "inactive" if pipeline else "unconfigured",
+            "model": pipeline.extractor.model_name if pipeline else self.parameters.model,
+            "device": str(pipeline.extractor.device) if pipeline else "none",
+            "engine": pipeline.extractor.engine_name if pipeline else "none",
+            **counted,
+        }
+        stamp = self.get_clock().now().to_msg()
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: features"
+        self._diagnostics.publish(diagnostics_to_msg(stamp, name, level, summary, values, values["device"]))
+
+    def _warn(self, key: str, text: str) -> None:
+        """Warn, at most every few seconds for one key; keys come from fixed lists, image sizes, and mask sizes."""
+        now = time.monotonic()
+        if now - self._warned.get(key, -WARN_PERIOD_S) >= WARN_PERIOD_S:
+            self._warned[key] = now
+            self.get_logger().warning(text)
+
+    def _log(self, level: str, text: str) -> None:
+        """Log for the extractor. One call per level: rclpy binds a level to the line of the call."""
+        if not self.context.ok():
+            return
+        logger = self.get_logger()
+        if level == "error":
+            logger.error(text)
+        elif level == "warning":
+            logger.warning(text)
+        elif level == "debug":
+            logger.debug(text)
+        else:
+            logger.info(text)
+
+
+def _compressed(topic: str) -> str:
+    """image_transport's name for the compressed side of an image topic."""
+    return topic if topic.endswith("/compressed") else f"{topic}/compressed"
+
+
+def _read_mask(path: str) -> np.ndarray | None:
+    if not path:
+        return None
+    mask = cv2.imread(os.path.expanduser(path), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        raise ParameterError(f"mask_file {path!r} is missing or not an image")
+    return mask
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of an error in one line, with its type where it is not one of ours."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, (SamfeatError, ValueError)) else f"{type(error).__name__}: {text}"
+
+
+def _spin(node: SamfeatNode, executor: SingleThreadedExecutor) -> None:
+    """Spin until the context ends. What ROS refuses costs a line, not the node: Humble and Jazzy raise RCLError, a
+    RuntimeError, out of the executor for a lifecycle request that does not fit the state."""
+    while rclpy.ok():
+        try:
+            executor.spin()
+        except RuntimeError as error:
+            if rclpy.ok():
+                node.get_logger().error(f"refused: {_one_line(error)}")
+                time.sleep(0.1)  # where it stays broken, not a busy loop
+
+
+def main(args: list[str] | None = None) -> int:
+    """Executable `samfeat_node`.
+
+    Returns:
+        exit code: 0 after SIGINT or SIGTERM, 1 when `autostart` could not configure, 2 for an impossible parameter.
+    """
+    # As SIGINT does: rclpy's own handler only ends the context, which nobody looks at while an engine is built.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    rclpy.init(args=args)
+    node, code, ended = None, 0, True
+    try:
+        node = SamfeatNode()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        if node.parameters.autostart and not node.start():
+            code = 1
+        else:
+            _spin(node, executor)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (ParameterException, InvalidParameterTypeException, InvalidParameterValueException) as error:
+        print(f"samfeat: {_one_line(error)}", file=sys.stderr)
+        code = 2
+    except RuntimeError:  # RCLError: told to end in the middle of a transition
+        if rclpy.ok():
+            raise
+    finally:
+        if node is not None:
+            ended = node.close()
+        rclpy.try_shutdown()
+    if not ended:  # an engine build cannot be interrupted; the robot does not wait for it
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

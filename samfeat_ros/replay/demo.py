@@ -1,0 +1,264 @@
+"""`demo`: the real node on a bag, played over ROS at its recorded rate; ends by itself and says how it went.
+
+Prints a table and writes, into the output folder, `report.json` (the table's numbers, `REPORT_VERSION`) and
+`overlay.png` (keypoints and the tails of their tracks on the scene).
+
+`make demo` renders the bag, a flight through a room, first; `make demo BAG=path IMAGE_TOPIC=/topic` takes one of yours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import typer
+
+from samfeat_core.engines import ENGINES
+from samfeat_core.errors import SamfeatError
+from samfeat_core.files import write_json
+from samfeat_core.measure import machine, percentiles
+from samfeat_ros.replay.playback import (
+    Answer,
+    Frame,
+    NodeProcess,
+    Playback,
+    PlaybackError,
+    Recording,
+    interrupt_on_signals,
+    prepare_environment,
+)
+
+REPORT_VERSION = 1
+STAGES = ("queue", "decode", "network", "match", "publish", "total")
+OVERLAY_FRAMES = 24  # played once more, one at a time, for the picture
+OVERLAY_TAIL = 20
+EXIT_INTERRUPTED = 130
+
+
+@dataclass
+class Tally:
+    """What the frames of one playback gave, in the order of arrival."""
+
+    keypoints: list[int] = field(default_factory=list)
+    matches: list[int] = field(default_factory=list)
+    inliers: list[int] = field(default_factory=list)
+    inliers_at: dict[int, int] = field(default_factory=dict)  # stamp -> inliers
+
+    def take(self, topic: str, message: Any, answer: Answer | None) -> None:
+        """Callback of `Playback`."""
+        from samfeat_ros.messages import keypoints_from_msg, matches_from_msg
+
+        if answer is None:
+            return
+        if topic == "keypoints":
+            self.keypoints.append(len(keypoints_from_msg(message).points))
+        elif topic == "matches":
+            inlier = matches_from_msg(message).inlier
+            self.matches.append(len(inlier))
+            self.inliers.append(int(inlier.sum()))
+            self.inliers_at[answer.stamp_ns] = self.inliers[-1]
+
+
+def build_report(recording: Recording, playback: Playback, tally: Tally) -> dict[str, Any]:
+    """The numbers of one playback: see the keys."""
+    diagnostics = playback.diagnostics[-1] if playback.diagnostics else {}
+    answers = playback.answers
+    arrived = [time for answer in answers for time in [answer.latency("matches")] if time is not None]
+    seconds = answers[-1].sent - answers[0].sent if len(answers) > 1 else math.nan
+    ratios = [inliers / matches for inliers, matches in zip(tally.inliers, tally.matches) if matches]
+    numbers = {key: number(value) for key, value in diagnostics.items()}
+    received = int(numbers.get("frames_in") or 0)
+    drops = {key.removeprefix("dropped_"): int(value) for key, value in numbers.items()
+             if key.startswith("dropped_") and value is not None}  # fmt: skip
+    return {
+        "version": REPORT_VERSION,
+        "bag": str(recording.bag.path),
+        "bag_problems": recording.bag.problems,
+        "image_topic": recording.image_topic,
+        "model": diagnostics.get("model"),
+        "device": diagnostics.get("device"),
+        "engine": diagnostics.get("engine"),
+        "machine": machine(),
+        "frames_in": len(answers),
+        "frames_received": received,
+        "frames_processed": len(arrived),
+        "dropped": len(answers) - len(arrived),
+        "dropped_by_cause": {**drops, "transport": max(0, len(answers) - received)},
+        "seconds": seconds,
+        "rate_in_hz": (len(answers) - 1) / seconds if seconds else math.nan,
+        "rate_out_hz": len(arrived) / seconds if seconds else math.nan,
+        "latency_ms": {
+            **{stage: {p: numbers.get(f"latency_{stage}_{p}_ms") for p in ("p50", "p99")} for stage in STAGES},
+            "image_to_matches": percentiles([1e3 * latency for latency in arrived]),
+        },
+        "keypoints_median": median(tally.keypoints),
+        "matches_median": median(tally.matches),
+        "inliers_median": median(tally.inliers),
+        "inlier_ratio_median": median(ratios),
+    }
+
+
+def number(text: str) -> float | None:
+    """The number that a diagnostics value is, None where it is a word."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def median(values: list[Any]) -> float:
+    return float(np.median(values)) if values else math.nan
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    causes = ", ".join(f"{count} {cause}" for cause, count in report["dropped_by_cause"].items() if count)
+    rows = [
+        ("model", f"{report['model']} on {report['device']}, engine {report['engine']}"),
+        ("frames in", f"{report['frames_in']} at {_text(report['rate_in_hz'], 1)} Hz"),
+        ("processed", f"{report['frames_processed']} at {_text(report['rate_out_hz'], 1)} Hz"),
+        ("dropped", f"{report['dropped']}" + (f" ({causes})" if causes else "")),
+        ("keypoints", f"{_text(report['keypoints_median'])} (median)"),
+        ("matches", f"{_text(report['matches_median'])} (median)"),
+        ("inlier ratio", f"{_text(report['inlier_ratio_median'], 3)} (median)"),
+    ]
+    lines = [f"  {name:<18}{value}" for name, value in rows]
+    lines += ["", f"  {'latency in ms':<18}{'p50':>9}{'p99':>9}"]
+    for stage, values in report["latency_ms"].items():
+        name = {"total": "node, total", "image_to_matches": "image -> matches"}.get(stage, stage)
+        lines.append(f"  {name:<18}{_text(values['p50'], 1):>9}{_text(values['p99'], 1):>9}")
+    return "\n".join(lines)
+
+
+def _text(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def within(frames: Iterable[Frame], seconds: float) -> Iterator[Frame]:
+    """The frames of the first seconds of recording."""
+    start = None
+    for frame in frames:
+        start = frame.time_ns if start is None else start
+        if frame.time_ns - start > seconds * 1e9:
+            return
+        yield frame
+
+
+def best_stretch(answers: list[Answer], inliers_at: dict[int, int], length: int = OVERLAY_FRAMES) -> tuple[int, int]:
+    """Indices [begin, end) of the `length` consecutive frames with the most inliers: the best place for a picture."""
+    inliers = np.array([inliers_at.get(answer.stamp_ns, 0) for answer in answers])
+    length = min(length, len(inliers))
+    if not length:
+        return 0, 0
+    sums = np.convolve(inliers, np.ones(length), "valid")
+    begin = int(np.argmax(sums))
+    return begin, begin + length
+
+
+def draw_overlay(process: NodeProcess, recording: Recording, stretch: tuple[int, int], path: Path) -> bool:
+    """Play a stretch of frames once more, one at a time, and keep the node's last `~/overlay`. False = none came."""
+    from samfeat_ros.image_input import image_from_msg
+
+    pictures: list[np.ndarray] = []
+
+    def take(topic: str, message: Any, answer: Answer | None) -> None:
+        if answer is not None:
+            pictures[:] = [image_from_msg(message)]
+
+    frames = list(islice(recording.frames(), *stretch))
+    with Playback(process, recording.image_type, ["overlay"], take) as playback:
+        playback.wait_until_ready(*frames[:1])
+        playback.play(frames, rate=None)
+    return bool(pictures) and cv2.imwrite(str(path), pictures[0])
+
+
+def run(
+    recording: Recording, parameters: dict[str, Any], output: Path, rate: float, seconds: float, timeout: float
+) -> dict[str, Any]:
+    """Play the recording to a node of its own and write report and picture.
+
+    Returns:
+        the report.
+
+    Raises:
+        PlaybackError: the node failed, or gave nothing back.
+        BagError: the recording holds no readable image.
+    """
+    from tqdm import tqdm
+
+    output.mkdir(parents=True, exist_ok=True)
+    tally = Tally()
+    compressed = recording.image_type.endswith("CompressedImage")
+    first = [recording.first, *islice(recording.frames(), 1, 5)]
+    typer.echo(f"starting the node; {recording.bag.path} has {recording.count} images on {recording.image_topic}")
+    with NodeProcess(parameters, compressed=compressed, timeout=timeout, log=output / "node.log") as process:
+        with Playback(process, recording.image_type, on_message=tally.take) as playback:
+            playback.wait_until_ready(*first)
+            with tqdm(desc="playing", total=recording.count, unit="frame") as bar:
+                playback.play(within(recording.frames(), seconds), rate, on_frame=lambda _: bar.update())
+            report = build_report(recording, playback, tally)
+            answers = playback.answers
+        if not report["frames_processed"]:
+            causes = ", ".join(f"{n} {cause}" for cause, n in report["dropped_by_cause"].items() if n) or "no answer"
+            raise PlaybackError(f"none of {report['frames_in']} images gave keypoints and matches ({causes})")
+        picture = output / "overlay.png"
+        picture.unlink(missing_ok=True)
+        if not draw_overlay(process, recording, best_stretch(answers, tally.inliers_at), picture):
+            raise PlaybackError("the node sent no overlay")
+    write_json(output / "report.json", report)
+    return report
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def demo(
+    bag: Path = typer.Argument(..., help="Bag: ROS 2 (MCAP, sqlite3) folder or file, or a ROS 1 .bag."),
+    image_topic: str | None = typer.Option(None, help="Image or CompressedImage topic; may be left out if alone."),
+    camera_info_topic: str | None = typer.Option(None, help="CameraInfo topic; by default the one beside the images."),
+    output: Path = typer.Option(Path("out/demo"), help="Folder for report.json, overlay.png and node.log."),
+    rate: float = typer.Option(1.0, min=0.01, help="Times the recorded speed."),
+    seconds: float = typer.Option(60.0, min=0.1, help="Play at most that much of the recording."),
+    model: str = typer.Option("samfeat-nano", help="Network of the node."),
+    weights: str = typer.Option("", help="Weights file; empty = the shipped ones."),
+    device: str = typer.Option("cpu", help="auto, cpu or cuda."),
+    engine: str = typer.Option("auto", help=", ".join(ENGINES)),
+    max_keypoints: int = typer.Option(1024, min=1, help="Largest number of keypoints per frame."),
+    timeout: float = typer.Option(120.0, min=1, help="Seconds until the node must have answered a first image."),
+) -> None:
+    """Play a bag to the node over ROS, print how it did, and draw the tracks."""
+    interrupt_on_signals()
+    prepare_environment()
+    parameters = {"model": model, "weights": weights, "device": device, "engine": engine,
+                  "max_keypoints": max_keypoints, "overlay_tail": OVERLAY_TAIL}  # fmt: skip
+    try:
+        recording = Recording(bag, image_topic, camera_info_topic)
+        report = run(recording, parameters, output, rate, seconds, timeout)
+    except SamfeatError as error:
+        typer.echo(f"demo: {error}", err=True)
+        raise typer.Exit(1) from error
+    except ImportError as error:
+        typer.echo(f"demo: {error}; source a ROS 2 installation, or run `make demo`", err=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        typer.echo("demo: interrupted; the node has been ended", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    typer.echo(f"\n{table(report)}\n\n{output / 'report.json'}\n{output / 'overlay.png'}")
+    for problem in recording.bag.problems:
+        typer.echo(f"note: {problem}", err=True)
+
+
+def main() -> None:
+    """Console entry."""
+    app(prog_name="demo")
+
+
+if __name__ == "__main__":
+    main()

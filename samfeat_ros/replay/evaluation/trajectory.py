@@ -1,0 +1,107 @@
+"""The trajectory that a plain monocular visual odometry makes of a run's matches, judged by evo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samfeat_core.camera import Camera
+from samfeat_ros.odometry.estimator import LOST, TRACKING, MonocularOdometry
+from samfeat_ros.replay.evaluation.runs import Record
+
+MIN_POSES = 10
+RPE_FRAMES = (1, 10)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Poses of a run after alignment, and their errors.
+
+    Attributes:
+        summary: what the report says, documented in docs/evaluate_bag.md.
+        positions: (K, 3) aligned camera positions; reference: (K, 3) the true ones.
+    """
+
+    summary: dict[str, Any]
+    positions: np.ndarray
+    reference: np.ndarray
+
+
+def run_odometry(records: list[Record], camera: Camera) -> tuple[dict[int, np.ndarray], dict[str, int]]:
+    """Camera-to-world poses (4, 4) by frame number, and how many frames had which status.
+
+    The same code as the node `visual_odometry`, fed with the same inliers.
+    """
+    odometry = MonocularOdometry(camera)
+    poses: dict[int, np.ndarray] = {}
+    statuses: dict[str, int] = {}
+    for record in records:
+        keep = record.inlier
+        update = odometry.update(
+            record.match_ids[keep], record.points_prev[keep], record.points[keep], record.number, record.number_prev
+        )
+        statuses[update.status] = statuses.get(update.status, 0) + 1
+        if update.pose is not None:
+            poses[record.number] = update.pose.camera_to_world
+    return poses, statuses
+
+
+def evaluate_trajectory(records: list[Record], camera: Camera, truth: dict[int, np.ndarray]) -> Trajectory | None:
+    """ATE and RPE after alignment by rotation, translation and scale; None where fewer than 10 poses can be compared.
+
+    Args:
+        truth: true camera-to-world poses (4, 4) by frame number.
+    """
+    from evo.core.geometry import GeometryException
+    from evo.core.trajectory import PosePath3D
+
+    poses, statuses = run_odometry(records, camera)
+    numbers = [number for number in sorted(poses) if number in truth]
+    if len(numbers) < MIN_POSES:
+        return None
+    estimate = PosePath3D(poses_se3=[poses[number] for number in numbers])
+    reference = PosePath3D(poses_se3=[truth[number] for number in numbers])
+    try:
+        _, _, scale = estimate.align(reference, correct_scale=True)
+    except GeometryException:  # all positions the same: nothing to align
+        return None
+    length = float(reference.path_length)
+    ate = _ape(reference, estimate)
+    summary = {
+        "frames": len(records),
+        "poses": len(numbers),
+        "tracking": statuses.get(TRACKING, 0),
+        "lost": statuses.get(LOST, 0),
+        "scale_from_ground_truth": float(scale),
+        "path_length_m": length,
+        "ate_rmse_m": ate,
+        "ate_percent": 100 * ate / length if length > 0 else None,
+        "rpe": {str(delta): _rpe(reference, estimate, delta) for delta in RPE_FRAMES if delta < len(numbers)},
+    }
+    return Trajectory(summary, np.asarray(estimate.positions_xyz), np.asarray(reference.positions_xyz))
+
+
+def _ape(reference: Any, estimate: Any) -> float:
+    from evo.core import metrics
+
+    metric = metrics.APE(metrics.PoseRelation.translation_part)
+    metric.process_data((reference, estimate))
+    return float(metric.get_statistic(metrics.StatisticsType.rmse))
+
+
+def _rpe(reference: Any, estimate: Any, delta: int) -> dict[str, float]:
+    """Relative pose error over `delta` poses: root mean square of position, mean of rotation."""
+    from evo.core import metrics
+
+    parts = {
+        "translation_rmse_m": (metrics.PoseRelation.translation_part, metrics.StatisticsType.rmse),
+        "rotation_mean_deg": (metrics.PoseRelation.rotation_angle_deg, metrics.StatisticsType.mean),
+    }
+    result = {}
+    for name, (relation, statistic) in parts.items():
+        metric = metrics.RPE(relation, delta=delta, delta_unit=metrics.Unit.frames, all_pairs=True)
+        metric.process_data((reference, estimate))
+        result[name] = float(metric.get_statistic(statistic))
+    return result

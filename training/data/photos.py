@@ -1,0 +1,249 @@
+"""Photographs in memory on the training device, so that the cores train and do not decode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data.feature_store import FeatureStore
+from training.data.label_store import LabelStore
+from training.data.photo_store import SkipPhoto, StoreError, find_photos, read_photo
+from training.data.teacher_store import TeacherStore
+
+
+@dataclass
+class Example:
+    """What another extractor finds in one octave of a photograph.
+
+    Attributes:
+        points: (n, 2) float32 in pixels of the full level, best first.
+        logits: (n,) float32.
+        descriptors: (n, E) float16 unit rows.
+    """
+
+    points: Tensor
+    logits: Tensor
+    descriptors: Tensor
+
+    def to(self, device: torch.device | str) -> Example:
+        return Example(self.points.to(device), self.logits.to(device), self.descriptors.to(device))
+
+
+@dataclass
+class Photo:
+    """One photograph with what the teacher said of it.
+
+    Attributes:
+        name: its path below the folder it came from, without suffix.
+        levels: uint8 (C, h, w) at full, half and quarter size; C = 1 grey or 3 RGB.
+        groups, edges: (K, h, w) alternative label maps (int32) and their border maps (bool), or None.
+        embedding: (256, 64, 64) float16 of the SAM encoder, or None.
+        keypoints: (n, 2) float32 labelled keypoints in pixels of the full level, or None.
+        examples: features to imitate, by octave; empty without.
+    """
+
+    name: str
+    levels: list[Tensor]
+    groups: Tensor | None = None
+    edges: Tensor | None = None
+    embedding: Tensor | None = None
+    keypoints: Tensor | None = None
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.levels[0].shape[-1], self.levels[0].shape[-2]
+
+    @property
+    def has_teacher(self) -> bool:
+        return self.groups is not None
+
+    def level(self, step: float) -> int:
+        """The pyramid level to sample from when one view pixel spans `step` photograph pixels."""
+        return 0 if step < 1.5 else 1 if step < 3 else 2
+
+    def example(self, step: float) -> Example | None:
+        """The features of the octave whose pixels are nearest to `step` photograph pixels wide."""
+        octave = round(math.log2(max(step, 1.0)))
+        return self.examples[min(octave, len(self.examples) - 1)] if self.examples else None
+
+    def to(self, device: torch.device | str) -> Photo:
+        self.levels = [level.to(device) for level in self.levels]
+        self.examples = [example.to(device) for example in self.examples]
+        for name in ("groups", "edges", "embedding", "keypoints"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value.to(device))
+        return self
+
+
+@dataclass
+class PhotoSource:
+    """A fixed set of photographs, drawn in shuffled epochs.
+
+    Attributes:
+        photos: all of them, in memory.
+        skipped: (path, reason) of those that could not be read.
+    """
+
+    photos: list[Photo]
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    _order: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.taught = any(photo.groups is not None for photo in self.photos)
+        self.embedded = any(photo.embedding is not None for photo in self.photos)
+        self.labelled = any(photo.keypoints is not None for photo in self.photos)
+        self.exemplified = any(photo.examples for photo in self.photos)
+
+    def draw(self, count: int) -> list[Photo]:
+        """The next `count` photographs of the shuffled order (torch's global generator)."""
+        while len(self._order) < count:
+            self._order += torch.randperm(len(self.photos)).tolist()
+        drawn, self._order = self._order[:count], self._order[count:]
+        return [self.photos[index] for index in drawn]
+
+    def state(self) -> list[int]:
+        """The rest of the current epoch's order, for resuming."""
+        return list(self._order)
+
+    def restore(self, state: list[int]) -> None:
+        self._order = list(state)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+
+@dataclass(frozen=True)
+class PhotoLoader:
+    """Decodes photographs, and finds what the stores hold of them.
+
+    Attributes:
+        channels: 1 grey or 3 RGB.
+        long_side: photographs larger than this are reduced to it.
+        teacher, labels, features: stores to look in, or None.
+    """
+
+    channels: int
+    long_side: int = 640
+    teacher: TeacherStore | None = None
+    labels: LabelStore | None = None
+    features: FeatureStore | None = None
+
+    def load(self, path: Path, name: str) -> Photo:
+        """One photograph. SkipPhoto or StoreError say why it cannot be used."""
+        image = read_photo(path, grey=self.channels == 1)
+        size = image.shape[1], image.shape[0]
+        scale = self.long_side / max(size)
+        if scale < 1:
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        if self.channels == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
+        photo = Photo(name, pyramid(planes))
+        self._add_teacher(photo, path, size)
+        self._add_labels(photo, path, size)
+        self._add_examples(photo, path, size)
+        return photo
+
+    def _add_teacher(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
+        entry_name = self.teacher.find(path) if self.teacher is not None else None
+        if self.teacher is None or entry_name is None:
+            return
+        entry = self.teacher.entry(entry_name)
+        check_size(size, entry.image_size, "the teacher")
+        photo.groups = torch.from_numpy(entry.groups.astype(np.int32))
+        photo.edges = torch.from_numpy(entry.edges)
+        photo.embedding = None if entry.embedding is None else torch.from_numpy(entry.embedding)
+
+    def _add_labels(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
+        entry_name = self.labels.find(path) if self.labels is not None else None
+        if self.labels is None or entry_name is None:
+            return
+        entry = self.labels.labels(entry_name)
+        check_size(size, entry.image_size, "the labeller")
+        photo.keypoints = resized(entry.keypoints, size, photo.size)
+
+    def _add_examples(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
+        entry_name = self.features.find(path) if self.features is not None else None
+        if self.features is None or entry_name is None:
+            return
+        entry = self.features.features(entry_name)
+        check_size(size, entry.image_size, "the example")
+        points = resized(entry.keypoints, size, photo.size)
+        for octave in range(int(entry.octaves.max(initial=0)) + 1):
+            rows = np.flatnonzero(entry.octaves == octave)
+            rows = rows[np.argsort(-entry.scores[rows], kind="stable")]
+            photo.examples.append(
+                Example(
+                    points[rows],
+                    torch.logit(torch.from_numpy(entry.scores[rows]), eps=1e-4),
+                    torch.from_numpy(entry.descriptors[rows]),
+                )
+            )
+
+
+def pyramid(image: Tensor) -> list[Tensor]:
+    """A photograph (C, h, w) uint8 at full, half and quarter size."""
+    levels = [image]
+    for _ in range(2):
+        levels.append(F.avg_pool2d(levels[-1].float(), 2).round().to(torch.uint8))
+    return levels
+
+
+def resized(points: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """Pixel positions (n, 2) of an image of one (width, height) in that image at another, float32."""
+    ratio = np.array(to, np.float32) / size
+    return torch.from_numpy(((points + 0.5) * ratio - 0.5).astype(np.float32))
+
+
+def check_size(size: tuple[int, int], seen: tuple[int, int], who: str) -> None:
+    """SkipPhoto: a photograph is not of the size in which somebody saw it."""
+    if seen != size:
+        raise SkipPhoto(f"is {size[0]}x{size[1]}, {who} saw {seen[0]}x{seen[1]}")
+
+
+def load_photos(
+    folders: Sequence[str | Path], loader: PhotoLoader, device: torch.device | str = "cpu", workers: int = 4
+) -> PhotoSource:
+    """Every photograph of the folders, in memory; those that cannot be used are listed and skipped.
+
+    Raises:
+        ValueError: a folder has no photographs, or none of them can be used.
+    """
+    try:
+        found = [photo for folder in folders for photo in find_photos(folder)]
+    except StoreError as error:
+        raise ValueError(str(error)) from None
+    skipped: list[tuple[Path, str]] = []
+    photos: list[Photo] = []
+
+    def decode(path: Path, name: str) -> Photo | str:
+        try:
+            return loader.load(path, name)
+        except (SkipPhoto, StoreError, OSError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(workers) as pool:
+        results: Iterator[Photo | str] = pool.map(decode, [f.path for f in found], [f.name for f in found])
+        for source, result in zip(found, tqdm(results, "photographs", len(found), unit="photo")):
+            if isinstance(result, str):
+                skipped.append((source.path, result))
+            else:
+                photos.append(result.to(device))
+    for path, reason in skipped:
+        tqdm.write(f"skipped {path}: {reason}")
+    if not photos:
+        raise ValueError(f"none of the {len(found)} photographs under {', '.join(map(str, folders))} could be used")
+    return PhotoSource(photos, skipped)

@@ -1,5 +1,0 @@
-"""Keypoint pseudo-labels by SuperPoint's paradigm: synthetic shapes, then homographic adaptation (DESIGN section 4)."""
-
-from .store import KeypointLabels, LabelStore
-
-__all__ = ["KeypointLabels", "LabelStore"]

@@ -1,0 +1,301 @@
+"""The training loop that every network shares.
+
+A task answers `task(batch, step) -> dict of weighted losses` and has `.network`; a source answers
+`source.sample(count) -> batch`. The trainer owns precision, optimisation, averaging, checkpoints, logs and
+distribution. All randomness is torch's global generator, whose state is in the checkpoint: a resumed run
+continues to the same result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.loop.config import OptimizerConfig
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHECKPOINT = "last.pt"
+CONFIG = "config.json"
+MAY_CHANGE = ("steps", "validate_every")  # in a run that goes on
+BEST = "best.safetensors"
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def sample(self, count: int) -> Any: ...
+
+    def state(self) -> Any: ...
+
+    def restore(self, state: Any) -> None: ...
+
+
+class Trainer:
+    """Trains `task.network`; rank 0 validates, logs and writes checkpoints to `output`.
+
+    Args:
+        validate: network -> dict of scores; "score" selects the best checkpoint.
+        batch: pairs per step and process.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        source: Source,
+        validate: Callable[[nn.Module], dict[str, float]],
+        output: Path,
+        *,
+        batch: int,
+        steps: int,
+        optimizer: OptimizerConfig,
+        precision: str = "fp32",
+        validate_every: int = 500,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        self.device = torch.device(device)
+        self.task = task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = task.network  # type: ignore[assignment]
+        self.source, self.validate, self.output = source, validate, Path(output)
+        self.batch, self.steps, self.config, self.validate_every = batch, steps, optimizer, validate_every
+        self.dtype = PRECISIONS[precision]
+        self.rank = own_rank()
+        # Losses come and go by schedule, so not every parameter has a gradient in every step.
+        self.model = DistributedDataParallel(task, find_unused_parameters=True) if dist.is_initialized() else task
+        parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        self.parameters = parameters
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=optimizer.lr, weight_decay=optimizer.weight_decay, fused=self.device.type == "cuda"
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")  # type: ignore[attr-defined]
+        self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
+        torch.backends.cudnn.benchmark = True  # batches have one size: let cuDNN try its kernels once
+        self.step, self.best = 0, -math.inf
+        self.busy, self.waited = 0.0, 0.0
+
+    def _rate(self, step: int) -> float:
+        """Learning rate relative to `lr`: warm-up, then decay."""
+        if step < self.config.warmup:
+            return (step + 1) / self.config.warmup
+        start = self.config.warmup
+        if self.config.cooldown is not None:  # a run may be shorter than its cooldown
+            start = max(start, self.steps - self.config.cooldown)
+        done = min(max(step - start, 0) / max(self.steps - start, 1), 1.0)
+        left = (1 + math.cos(math.pi * done)) / 2 if self.config.schedule == "cosine" else 1 - done
+        return self.config.final + (1 - self.config.final) * left
+
+    def _average(self, means: Tensors, new: Tensors, count: Tensor | int) -> None:
+        """Exponential moving average, in place, that weighs new values more at first, so that it does not lag.
+
+        Of all tensors of one kind at once, and by the step, which is known here: `count` may be on the GPU.
+        """
+        if means[0].is_floating_point():
+            torch._foreach_lerp_(means, new, max(1 - self.config.ema, 9 / (10 + self.step)))
+        else:
+            torch._foreach_copy_(means, new)
+
+    def run(self) -> float:
+        """Train to the last step, resuming from `output/last.pt` where it exists; returns the best score (rank 0)."""
+        self.resume()
+        writer = None
+        if self.rank == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
+            writer = SummaryWriter(str(self.output))
+        self.model.train()
+        progress = tqdm(range(self.step, self.steps), "training", self.steps, initial=self.step, disable=self.rank != 0)
+        for _ in progress:
+            losses = self.train_step()
+            if writer is not None and (self.step % 50 == 0 or self.step == 1):
+                self._log(writer, losses, progress)
+            if self.step % self.validate_every == 0 or self.step == self.steps:
+                self._validate_and_save(writer)
+        if writer is not None:
+            writer.close()
+        if dist.is_initialized():
+            dist.barrier()  # a rank that leaves while another still writes can take it down
+        return self.best
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One optimisation step on one fresh batch."""
+        begin = time.perf_counter()
+        batch = self.source.sample(self.batch)
+        self.waited += time.perf_counter() - begin
+        autocast = torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext()
+        with autocast:
+            losses = self.model(batch, self.step)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        if torch.isfinite(norm):  # one bad batch must not end a long run
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.average.update_parameters(self.network)
+        self.step += 1
+        self.busy += time.perf_counter() - begin
+        return {**{name: loss.detach() for name, loss in losses.items()}, "total": total.detach(), "norm": norm}
+
+    def _log(self, writer: SummaryWriter, losses: dict[str, Tensor], progress: tqdm) -> None:
+        values = {name: float(value) for name, value in losses.items()}
+        for name, value in values.items():
+            writer.add_scalar(f"train/{name}", value, self.step)
+        for name, figure in getattr(self.task, "figures", {}).items():  # what a task tells besides its losses
+            writer.add_scalar(f"train/{name}", float(figure), self.step)
+        writer.add_scalar("train/rate", self.schedule.get_last_lr()[0], self.step)
+        writer.add_scalar("train/data_share", self.waited / max(self.busy, 1e-9), self.step)
+        if (busy := gpu_busy(self.device)) is not None:
+            writer.add_scalar("train/gpu_busy", busy, self.step)
+        self.busy = self.waited = 0.0
+        progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+
+    def _validate_and_save(self, writer: SummaryWriter | None) -> None:
+        if self.rank == 0:
+            network = self.average.module
+            network.eval()
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                scores = self.validate(network)
+            network.train()
+            for name, value in scores.items():
+                writer.add_scalar(f"validation/{name}", value, self.step)  # type: ignore[union-attr]
+            tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+            with (self.output / "validation.jsonl").open("a") as file:
+                file.write(json.dumps({"step": self.step, **scores}) + "\n")
+            if scores["score"] > self.best:
+                self.best = scores["score"]
+                state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+                write_whole(self.output / BEST, lambda path: save_file(state, path))
+        if dist.is_initialized():
+            dist.barrier()
+        self.save()
+
+    def save(self) -> None:
+        """Everything that continuing needs; every rank has its own random state."""
+        random = {"cpu": torch.get_rng_state(), "source": self.source.state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        states: list[Any] = [random]
+        if dist.is_initialized():
+            states = [None] * dist.get_world_size()
+            dist.all_gather_object(states, random)
+        if self.rank != 0:
+            return
+        state = {
+            "network": self.task.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "random": states,
+        }
+        write_whole(self.output / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def resume(self) -> None:
+        """Load `output/last.pt` if it is there; ValueError names it when it is of another run."""
+        path = self.output / CHECKPOINT
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=False)
+            self.task.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.scaler.load_state_dict(state["scaler"])
+            random = state["random"][self.rank]
+        except (RuntimeError, KeyError, IndexError, EOFError, ValueError, OSError) as error:
+            raise ValueError(f"{path}: cannot resume from it ({str(error).splitlines()[0]})") from None
+        self.step, self.best = state["step"], state["best"]
+        torch.set_rng_state(random["cpu"])
+        self.source.restore(random["source"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self.device)
+
+
+def write_config(config: Any, output: Path) -> None:
+    """Put a run's configuration (a dataclass) beside its checkpoint."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1))
+
+
+def check_same_run(config: Any, output: Path) -> None:
+    """ValueError where `output` holds a run of another configuration, which would silently be gone on with."""
+    if not (output / CHECKPOINT).exists() or not (output / CONFIG).exists():
+        return
+    there = flat(json.loads((output / CONFIG).read_text()))
+    here = flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    changed = [key for key in here if there.get(key) != here[key] and key not in MAY_CHANGE]
+    if changed:
+        raise ValueError(
+            f"{output} holds a run with {changed[0]} {there.get(changed[0])}, not {here[changed[0]]}: "
+            f"give another --output, or remove it"
+        )
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    parts = [
+        flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        for key, value in tree.items()
+    ]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside and rename, so that a kill or a full disk leaves the file that was there."""
+    beside = path.with_name(path.name + ".partial")
+    try:
+        write(beside)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(f"{path}: could not be written ({error})") from None
+    beside.replace(path)
+
+
+def gpu_busy(device: torch.device) -> float | None:
+    """Share of the last fraction of a second in which the GPU computed, in [0, 1]; None where nobody can tell."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (ImportError, RuntimeError):  # without nvidia-ml-py, or on a board without NVML
+        return None
+
+
+def own_rank() -> int:
+    """This process's rank in the process group; 0 where there is none."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def start_distributed(device: str) -> torch.device:
+    """This process's device; joins the process group when started by torchrun."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+    return torch.device(device)

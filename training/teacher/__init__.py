@@ -1,5 +1,0 @@
-"""What a teacher says about photographs, computed once and stored (DESIGN section 4)."""
-
-from .store import TeacherEntry, TeacherStore, borders
-
-__all__ = ["TeacherEntry", "TeacherStore", "borders"]
