@@ -68,7 +68,7 @@ test-slow: $(READY)
 	$(PY) -m pytest -q -m "slow or gpu"
 
 clean:
-	rm -rf $(OUT) build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(OUT) build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean

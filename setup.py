@@ -15,7 +15,7 @@ EXECUTABLES = {
 
 setup(
     name=NAME,
-    version="0.1.0",
+    version="0.2.0",
     description="Learned visual features for ROS 2: keypoints, descriptors, matches and tracks of a camera stream",
     license="Apache-2.0",
     author="samfeat_ros maintainers",
@@ -34,12 +34,18 @@ setup(
         (f"share/{NAME}/rtabmap", glob("samfeat_ros/rtabmap/samfeat_*.py")),
     ],
     python_requires=">=3.10",
-    # numpy and OpenCV come with ROS (rosdep); torch or openvino is chosen per robot, see README.
+    # ROS brings OpenCV (rosdep); torch or openvino is chosen per robot: docs/robot.md.
     install_requires=["setuptools", "numpy>=1.21"],
     extras_require={
+        # torch builds the engine from the weights; later starts do without it
         "openvino": ["openvino>=2024.0", "torch>=2.1", "safetensors"],
         "torch": ["torch>=2.1", "safetensors"],
-        "tools": ["rosbags>=0.10", "mcap", "lz4", "zstandard", "evo", "psutil", "typer", "tqdm", "matplotlib"],
+        "scfeat": ["torchvision"],
+        # where there is no ROS
+        "opencv": ["opencv-python-headless"],
+        # demo, evaluate_bag and sequence_to_bag
+        "tools": ["rosbags>=0.10", "mcap", "lz4", "zstandard", "evo", "psutil", "PyYAML", "matplotlib", "tqdm"]
+        + ["typer>=0.9"],
         "test": ["pytest"],
     },
     zip_safe=False,

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every rosdep key of these names resolves on Humble, Jazzy and Kilted.
@@ -17,27 +18,14 @@ KEYS = {
     "rclpy", "sensor_msgs", "std_msgs", "std_srvs", "diagnostic_msgs", "lifecycle_msgs", "cv_bridge", "launch",
     "launch_ros", "python3-opencv", "python3-numpy",
 }  # fmt: skip
-# Modules that ROS packages bring, by the key they come under.
-PROVIDES = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml", "psutil": "python3-psutil"}
-# Not from rosdep: chosen per robot, or tools of a workstation (README).
-OPTIONAL = {
-    "evo",
-    "torch",
-    "torch_tensorrt",
-    "torchvision",
-    "openvino",
-    "safetensors",
-    "rosbags",
-    "typer",
-    "tqdm",
-    "matplotlib",
-    "mcap",
-    "poselib",
-} | {
-    "zstandard",
-    "apsw",
-    "lz4",  # come with rosbags
-}
+# Modules that come under another name, by what package.xml or setup.py calls them.
+DISTRIBUTION = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml"}
+# Used where a board has it, never installed by us: NVIDIA's own builds (docs/robot.md).
+WHERE_THERE = {"torch_tensorrt"}
+# Declared, but imported by the launch file or the tests, or a second name of what rosdep brings.
+NOT_IMPORTED = {
+    "ament_index_python", "launch", "launch_ros", "ros2launch", "pytest", "opencv-python-headless", "PyYAML"
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -72,21 +60,44 @@ def test_versions_and_licences_agree(setup_arguments):
     assert setup_arguments["version"] == package.findtext("version")
     assert setup_arguments["license"] == package.findtext("license")
     assert "Apache License" in (ROOT / "LICENSE").read_text()
+    newest = re.search(r"^(\d+\.\d+\.\d+) ", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
+    assert newest and newest[1] == setup_arguments["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == setup_arguments["version"]
+    assert citation["license"] == setup_arguments["license"]
 
 
-def test_every_import_of_the_robot_is_a_declared_dependency():
-    declared = dependencies()
+def test_every_import_of_the_robot_is_declared_and_nothing_else_is(setup_arguments):
+    extras = {re.split("[<>=]", name)[0] for names in setup_arguments["extras_require"].values() for name in names}
+    declared = dependencies() | extras
+    used = set()
     for path in [*(ROOT / "samfeat_ros").rglob("*.py"), *(ROOT / "samfeat_core").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                modules = [node.module or ""]
-            else:
-                continue
-            for module in (name.split(".")[0] for name in modules):
-                own = module in sys.stdlib_module_names or module in {"samfeat_core", "samfeat_ros"}
-                assert own or module in OPTIONAL or PROVIDES.get(module, module) in declared, f"{path}: {module}"
+        for module in third_party_imports(path):
+            used.add(DISTRIBUTION.get(module, module))
+            assert DISTRIBUTION.get(module, module) in declared or module in WHERE_THERE, f"{path}: {module}"
+    unused = {name for name in declared - NOT_IMPORTED if not {name, name.removeprefix("python3-")} & used}
+    assert not unused
+
+
+def third_party_imports(path: Path) -> set[str]:
+    """Top-level names of what a file imports from outside the project and the standard library."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"samfeat_core", "samfeat_ros"}
+
+
+def test_every_requirement_is_pinned_once():
+    lines = [
+        line for name in ("requirements.txt", "requirements-dev.txt") for line in (ROOT / name).read_text().splitlines()
+    ]
+    pins = [line for line in lines if line and not line.startswith(("#", "-r "))]
+    names = [pin.split("==")[0] for pin in pins]
+    assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", pin) for pin in pins)
+    assert len(set(names)) == len(names)
 
 
 def test_the_robot_gets_no_training(setup_arguments):
@@ -95,6 +106,12 @@ def test_the_robot_gets_no_training(setup_arguments):
     assert {name.split(".")[0] for name in packages} == {"samfeat_core", "samfeat_ros"}
     for name in packages:
         assert (ROOT / name.replace(".", "/") / "__init__.py").is_file()
+
+
+def test_type_checkers_read_our_types(setup_arguments):
+    for package in ("samfeat_core", "samfeat_ros"):
+        assert (ROOT / package / "py.typed").is_file()  # PEP 561
+        assert "py.typed" in setup_arguments["package_data"][package]
 
 
 def test_share_files_are_installed(setup_arguments):
