@@ -45,7 +45,7 @@ setup(
         "opencv": ["opencv-python-headless"],
         # demo, evaluate_bag and sequence_to_bag
         "tools": ["rosbags>=0.10", "mcap", "lz4", "zstandard", "evo", "psutil", "PyYAML", "matplotlib", "tqdm"]
-        + ["typer>=0.9"],
+        + ["typer>=0.12.5"],
         "test": ["pytest"],
     },
     zip_safe=False,
