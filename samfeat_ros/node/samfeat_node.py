@@ -1,7 +1,7 @@
 """The ROS 2 lifecycle node `samfeat`: camera images in, keypoints, descriptors, matches and tracks out.
 
-The executor's thread only hands images over; one worker thread computes and publishes. See README for topics,
-parameters and services.
+The executor's thread only hands images over; one worker thread computes and publishes. docs/topics.md and
+docs/parameters.md describe topics, services and parameters.
 """
 
 from __future__ import annotations
