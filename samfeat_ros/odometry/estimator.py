@@ -66,7 +66,7 @@ class Update:
     inliers: int
 
 
-def relative_pose(rays_prev: np.ndarray, rays: np.ndarray, threshold: float) -> tuple[Pose, np.ndarray] | None:
+def estimate_motion(rays_prev: np.ndarray, rays: np.ndarray, threshold: float) -> tuple[Pose, np.ndarray] | None:
     """Motion between two views of one camera by the essential matrix (OpenCV's USAC MAGSAC).
 
     Args:
@@ -194,7 +194,7 @@ class MonocularOdometry:
         common = np.isfinite(self._seen[:, 0, 0])
         if common.sum() < _MIN_COMMON:
             return self._bootstrap_again(rays)
-        found = relative_pose(self._seen[common, 0], rays[common], self.threshold)
+        found = estimate_motion(self._seen[common, 0], rays[common], self.threshold)
         if found is not None and (update := self._accept_motion(rays, np.flatnonzero(common), *found)):
             return update
         if len(self._slots) == 1:  # the frame between the oldest and the newest is not kept

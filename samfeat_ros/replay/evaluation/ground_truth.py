@@ -9,7 +9,8 @@ import numpy as np
 
 from samfeat_core.errors import SamfeatError
 from samfeat_core.poses import interpolate_pose, pose_matrix
-from samfeat_ros.replay.bags import Bag, BagError, decode, stamp_ns
+from samfeat_ros.replay.bags import Bag, BagError, decode
+from samfeat_ros.stamps import NS_PER_S, stamp_to_ns
 
 POSE_TYPES = {
     "geometry_msgs/msg/PoseStamped": lambda m: (m.pose.position, m.pose.orientation),
@@ -54,7 +55,7 @@ class GroundTruth:
             inside = numbers < len(self.poses)
             poses[inside] = self.poses[numbers[inside]]
             return poses
-        tolerance = round(tolerance_s * 1e9)
+        tolerance = round(tolerance_s * NS_PER_S)
         return (
             np.stack([self._at(int(stamp), tolerance) for stamp in stamps_ns])
             if len(stamps_ns)
@@ -126,7 +127,7 @@ def _read_file(path: Path, count: int, cut: bool) -> GroundTruth:
     widths = {len(row) for row in rows}
     if widths == {8}:
         values = np.array(rows)
-        stamps = np.round(values[:, 0] * 1e9).astype(np.int64)
+        stamps = np.round(values[:, 0] * NS_PER_S).astype(np.int64)
         return _checked(str(path), stamps, values[:, 1:4], values[:, 4:])
     if widths == {12}:
         return _from_kitti(path, np.array(rows)[: count if cut else None], count)
@@ -160,7 +161,7 @@ def _read_topic(bag: Bag, name: str) -> GroundTruth:
             refused += 1
             continue
         position, turn = POSE_TYPES[message.type](content)
-        stamps.append(stamp_ns(content.header))
+        stamps.append(stamp_to_ns(content.header.stamp))
         positions.append((position.x, position.y, position.z))
         turns.append((turn.x, turn.y, turn.z, turn.w))
     if refused:
