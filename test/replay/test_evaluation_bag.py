@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +23,13 @@ from samfeat_core.camera import Camera
 from samfeat_core.errors import FileError
 from samfeat_core.files import write_json
 from samfeat_core.poses import relative_pose
+from samfeat_ros.image_input import image_from_msg
 from samfeat_ros.replay.evaluation import classic, metrics
+from samfeat_ros.replay.evaluation import footage as footage_module
 from samfeat_ros.replay.evaluation.calibration import read_calibration
 from samfeat_ros.replay.evaluation.classic import run_classic
 from samfeat_ros.replay.evaluation.footage import Footage, FootageError
+from samfeat_ros.replay.evaluation.image_cache import ImageCache
 from samfeat_ros.replay.evaluation.metrics import Truth, coverage, summarize_tracks, track_lengths
 from samfeat_ros.replay.evaluation.page import write_page
 from samfeat_ros.replay.evaluation.report import (
@@ -36,7 +42,7 @@ from samfeat_ros.replay.evaluation.report import (
 from samfeat_ros.replay.evaluation.runs import Run, TrackedFrame
 from samfeat_ros.replay.evaluation.trajectory import evaluate_trajectory
 from samfeat_ros.replay.recording import Recording
-from samfeat_ros.stamps import cdr_stamp_ns
+from samfeat_ros.stamps import cdr_stamp_ns, stamp_to_ns
 
 TRUTH = {
     index: np.array([[1, 0, 0, index * SHIFT_PX * bag_maker.DEPTH / FOCAL], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
@@ -60,6 +66,54 @@ def test_footage_of_a_good_bag(footage):
     for (info, image), (same, message) in zip(footage.images(), footage.messages()):
         np.testing.assert_array_equal(image, bag_maker.picture(info.number))
         assert same == info and message.camera_info is not None
+
+
+@pytest.mark.parametrize("kept", [12, 5, 0])
+def test_images_are_decoded_once_as_far_as_the_cache_goes(tmp_path, monkeypatch, evaluated, kept):
+    """Looking through, three front-ends and the page: one decoding of each image that is kept."""
+    decoded: Counter[int] = Counter()
+
+    def count(message, full_scale):
+        decoded[stamp_to_ns(message.header.stamp)] += 1
+        return image_from_msg(message, full_scale)
+
+    monkeypatch.setattr(footage_module, "image_from_msg", count)
+    monkeypatch.setattr(footage_module, "ImageCache", partial(ImageCache, kept * WIDTH * HEIGHT))
+    footage = Footage(Recording(write_bag(tmp_path / "bag")))
+    for name in classic.FRONT_ENDS:
+        run_classic(name, footage, 100, None)
+    write_page(build_report(footage, None, None, evaluated, {}, SETTINGS), evaluated, footage, tmp_path / "page.html")
+    assert sorted(decoded) == [frame.stamp_ns for frame in footage.frames]
+    counts = [decoded[frame.stamp_ns] for frame in footage.frames]
+    assert counts[:kept] == [1] * kept and all(4 <= times <= 5 for times in counts[kept:])
+    numbers = [2, 4, 7, 11]
+    for number, (frame, image) in zip(numbers, footage.images(numbers), strict=True):
+        assert frame.number == number
+        np.testing.assert_array_equal(image, bag_maker.picture(number))
+    footage.close()
+
+
+def test_the_image_cache_stops_where_it_is_full():
+    images = [np.random.default_rng(seed).integers(0, 256, shape, np.uint8) for seed, shape in
+              enumerate([(4, 6), (4, 6, 3), (2, 3), (5, 5), (1, 1)])]  # fmt: skip
+    cache = ImageCache(limit_bytes=110)
+    for image in images:
+        cache.append(image)
+    assert len(cache) == 3  # the fourth does not fit, and none is kept behind a gap
+    for index in range(3):
+        np.testing.assert_array_equal(cache[index], images[index])
+    cache.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device of Linux on which every write fails")
+def test_the_image_cache_stops_where_the_disk_is_full():
+    cache = ImageCache()
+    cache.append(np.zeros((2, 2), np.uint8))
+    cache._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    cache.append(np.zeros((2, 2), np.uint8))
+    cache.append(np.zeros((2, 2), np.uint8))
+    assert len(cache) == 1
+    cache.close()
 
 
 def test_frames_of_two_sizes_are_stated(tmp_path):
