@@ -15,7 +15,7 @@ import numpy as np
 
 from samfeat_core.errors import one_line
 
-# cv2 itself refuses to decode more than 2**30 pixels; no camera has that many, and a robot has not the memory.
+# cv2 refuses to decode more than 2**30 pixels. No camera has that many, and no robot has the memory for them.
 MAX_PIXELS = 2**27
 FULL_SCALE_16BIT = 65535
 
@@ -115,9 +115,8 @@ def image_from_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.nda
 def image_from_compressed_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.ndarray:
     """Pixels of a sensor_msgs/CompressedImage with JPEG or PNG inside, of 8 or 16 bits, grey or colour.
 
-    The data say themselves which of the two they are; of `format` ("jpeg", "bgr8; jpeg compressed bgr8", ...) only the
-    colour order and a Bayer mosaic are read. EXIF orientation is ignored: the sensor's pixels are what the calibration
-    belongs to.
+    The data tell which of the two they are; `format` ("jpeg", "bgr8; jpeg compressed bgr8", ...) only tells the colour
+    order and a Bayer mosaic. EXIF orientation is ignored: the calibration belongs to the sensor's pixels.
 
     Args, Returns, Raises: as `image_from_msg`.
     """
@@ -151,7 +150,7 @@ def _buffer(data: Any) -> np.ndarray:
 
 
 def _rows(msg: Any, buffer: np.ndarray, row_bytes: int, rows: int) -> np.ndarray:
-    """(rows, row_bytes) uint8 view without row padding, after the checks that everything else relies on."""
+    """(rows, row_bytes) uint8 view without row padding. Checks that step and length fit, which the callers rely on."""
     step = int(msg.step)
     if step < row_bytes:
         raise ImageError(
@@ -230,7 +229,7 @@ _TAIL = 4096
 def _inspect(data: np.ndarray, text: str) -> tuple[str, tuple[int, int] | None]:
     """Kind of the compressed data and its (width, height), None where the header hides it.
 
-    A cut JPEG decodes to a picture with a grey end, so the end marker is looked for here.
+    OpenCV decodes a truncated JPEG to a picture with a grey end, so this looks for the end marker.
     """
     start, tail = data[:32].tobytes(), data[-_TAIL:].tobytes()
     if start.startswith(_JPEG_START):

@@ -22,7 +22,7 @@ START, CONFIGURE, LIVE = "start", "configure", "live"
 
 
 class ParameterError(ValueError):
-    """A parameter value, or a combination of values, that cannot be; the text says which and why."""
+    """An impossible parameter value, or combination of values; the text says which and why."""
 
 
 def _entry(

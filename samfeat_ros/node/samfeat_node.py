@@ -43,7 +43,7 @@ from samfeat_ros.topics import DIAGNOSTICS, NODE, TRANSPORTS, message_class, tra
 
 REPORT_PERIOD_S = 1.0
 WARN_PERIOD_S = 5.0
-# An inference ends well within this; only the building of an engine takes longer, and is not waited for.
+# An inference ends well within this. Only building an engine takes longer; that is not waited for.
 STOP_TIMEOUT_S = 1.0
 
 
@@ -78,7 +78,7 @@ class SamfeatNode(LifecycleNode):
         # Whoever publishes holds it, so that publishers are not destroyed in between.
         self._publishing = threading.Lock()
         self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS, 10)
-        # Steady: reports go on while simulated time stands still.
+        # Steady: reports continue while simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._report_timer = self.create_timer(REPORT_PERIOD_S, self._report, clock=steady)
 
@@ -107,9 +107,9 @@ class SamfeatNode(LifecycleNode):
                 self.create_service(Trigger, "~/reset", self._on_reset),
                 self.create_service(SetBool, "~/enable", self._on_enable),
             ]
-        except Exception as error:  # whatever a weights file or a runtime makes of it, a robot's log wants one line
+        except Exception as error:  # whatever a weights file or a runtime raises: a robot's log gets one line
             self._release()
-            if not self.context.ok():  # told to end, and a library made an error of its own of that
+            if not self.context.ok():  # told to end, and a library turned that into an error of its own
                 raise KeyboardInterrupt from error
             self.get_logger().error(f"cannot configure: {_describe(error)}")
             return TransitionCallbackReturn.FAILURE
@@ -124,7 +124,7 @@ class SamfeatNode(LifecycleNode):
         try:
             self._worker = NewestWorker(self._process, lambda _: self.statistics.drop("superseded"))
             self._subscribe()
-        except Exception as error:  # QoS overrides that cannot be raise RuntimeError and InvalidQosOverridesError
+        except Exception as error:  # impossible QoS overrides raise RuntimeError or InvalidQosOverridesError
             self.get_logger().error(f"cannot activate: {_describe(error)}")
             self._stop()
             super().on_deactivate(state)
@@ -209,7 +209,7 @@ class SamfeatNode(LifecycleNode):
         return ended
 
     def _release(self) -> bool:
-        """Undo on_activate and on_configure; harmless to repeat."""
+        """Undo on_activate and on_configure. May be called twice."""
         ended = self._stop()
         for service in self._own_services:
             self.destroy_service(service)
@@ -231,7 +231,7 @@ class SamfeatNode(LifecycleNode):
         elif not self._enabled:
             self.statistics.drop("disabled")
         elif not outputs.wanted():
-            pipeline.reset()  # a track ends where nobody watches it
+            pipeline.reset()  # tracks end while nobody listens
             self.statistics.drop("idle")
         else:
             worker.submit(_Arrival(msg, arrived))
@@ -301,7 +301,7 @@ class SamfeatNode(LifecycleNode):
         seconds = {"queue": queued, **frame.seconds, "publish": time.monotonic() - start}
         self.statistics.processed(seconds, len(frame.features), len(matches), matches.inlier_ratio)
 
-    # ---- what it says ----
+    # ---- reports and log lines ----
 
     def _report(self) -> None:
         level, summary, counted = self.statistics.report()
@@ -359,15 +359,15 @@ def _describe(error: BaseException) -> str:
 
 
 def _spin(node: SamfeatNode, executor: SingleThreadedExecutor) -> None:
-    """Spin until the context ends. What ROS refuses costs a line, not the node: Humble and Jazzy raise RCLError, a
-    RuntimeError, out of the executor for a lifecycle request that does not fit the state."""
+    """Spin until the context ends, past errors of ROS: for a lifecycle request that does not fit the state, Humble and
+    Jazzy raise RCLError, a RuntimeError, out of the executor."""
     while rclpy.ok():
         try:
             executor.spin()
         except RuntimeError as error:
             if rclpy.ok():
                 node.get_logger().error(f"refused: {_describe(error)}")
-                time.sleep(0.1)  # where it stays broken, not a busy loop
+                time.sleep(0.1)  # no busy loop where the error persists
 
 
 def main(args: list[str] | None = None) -> int:
@@ -393,14 +393,14 @@ def main(args: list[str] | None = None) -> int:
     except (ParameterException, InvalidParameterTypeException, InvalidParameterValueException) as error:
         print(f"samfeat: {_describe(error)}", file=sys.stderr)
         code = 2
-    except RuntimeError:  # RCLError: told to end in the middle of a transition
+    except RuntimeError:  # RCLError: the signal came in the middle of a transition
         if rclpy.ok():
             raise
     finally:
         if node is not None:
             ended = node.close()
         rclpy.try_shutdown()
-    if not ended:  # an engine build cannot be interrupted; the robot does not wait for it
+    if not ended:  # building an engine cannot be interrupted, and the robot shall not wait for it
         sys.stderr.flush()
         os._exit(code)
     return code

@@ -16,7 +16,7 @@ import yaml
 
 from samfeat_core.errors import SamfeatError
 from samfeat_ros.replay.interrupts import check_interrupt
-from samfeat_ros.topics import COMPRESSED_IMAGE, IMAGE
+from samfeat_ros.topics import IMAGE, TRANSPORTS
 
 # Where the node's inputs are remapped to.
 TOPICS = {"image": "/camera/image_raw", "camera_info": "/camera/camera_info"}
@@ -46,7 +46,7 @@ class NodeProcess:
         log: Path | None = None,
     ) -> None:
         self.image_type, self.timeout = image_type, timeout
-        self.transport = "compressed" if image_type == COMPRESSED_IMAGE else "raw"
+        self.transport = next(name for name, kind in TRANSPORTS.items() if kind == image_type)
         self.domain_id = free_domain_id()
         self.parameters = {"autostart": True, "image_transport": self.transport, **(parameters or {})}
         self._scratch = tempfile.TemporaryDirectory(prefix="samfeat_playback_")

@@ -23,7 +23,7 @@ from samfeat_core.sequence import ImageSequence
 from samfeat_ros.replay.bags import typestore
 from samfeat_ros.replay.command import UsageError, errors_in_one_line
 from samfeat_ros.stamps import NS_PER_S, split_ns
-from samfeat_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, transport_topic
+from samfeat_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TRANSPORTS, transport_topic
 
 ENCODINGS = ("auto", "mono8", "bgr8", "rgb8")
 FORMATS = ("raw", "jpeg", "png")
@@ -135,8 +135,8 @@ def write_bag(
 
     store = typestore()
     messages = _Messages(store, sequence, frame_id, world_frame_id, encoding, form)
-    images = (image_topic, IMAGE) if form == "raw" else (transport_topic(image_topic, "compressed"), COMPRESSED_IMAGE)
-    topics = {images[0]: images[1], camera_info_topic: CAMERA_INFO}
+    transport = "raw" if form == "raw" else "compressed"
+    topics = {transport_topic(image_topic, transport): TRANSPORTS[transport], camera_info_topic: CAMERA_INFO}
     with_poses = ground_truth and sequence.poses is not None
     if with_poses:
         topics[ground_truth_topic] = POSE_STAMPED

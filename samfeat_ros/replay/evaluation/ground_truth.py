@@ -1,4 +1,4 @@
-"""Camera poses that are known: from a topic of the bag, or from a TUM or KITTI file."""
+"""Ground truth: known camera poses, from a topic of the bag, or from a TUM or KITTI file."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def read_ground_truth(source: str, bag: Bag, count: int, cut: bool = False) -> G
         source: path of a TUM file (time x y z qx qy qz qw) or a KITTI file (12 numbers, row i = image i), or a topic
             of type PoseStamped, PoseWithCovarianceStamped, Odometry or TransformStamped.
         count: number of images of the recording, which a KITTI file must match.
-        cut: these are the first images only, and the file may go on.
+        cut: `count` is of the first images only, so that a KITTI file may have more rows.
 
     Raises:
         GroundTruthError: the file or topic cannot be used. BagError: there is no such topic.
@@ -106,7 +106,7 @@ def parse_extrinsics(text: str) -> np.ndarray:
     """(4, 4) from "x y z qx qy qz qw"; "ros" is a camera that looks along the x axis of a body (x ahead, z up).
 
     Raises:
-        GroundTruthError: neither that.
+        GroundTruthError: the text is neither.
     """
     if text == "ros":
         return pose_matrix(np.zeros(3), np.array([-0.5, 0.5, -0.5, 0.5]))

@@ -1,4 +1,4 @@
-"""Numbers of a run: what was found, followed and missed, and how true it is under known camera poses."""
+"""Metrics of a run: keypoints, matches, tracks and cost, and errors under known camera poses."""
 
 from __future__ import annotations
 

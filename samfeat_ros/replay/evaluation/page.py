@@ -109,7 +109,7 @@ def _classic(report: dict[str, Any]) -> str:
 
 
 def _explain(report: dict[str, Any]) -> str:
-    text = "Best of a line on green. Latency of a model: image published to matches received, over ROS. "
+    text = "Green: best of its line. Latency of a model: image published to matches received, over ROS. "
     if report["settings"]["rate"] == "max":
         text += "Rate max: one image in flight, every frame processed; drops do not occur. "
     text += "Latency of a classic front-end: computing time in this process"

@@ -52,7 +52,7 @@ class Run:
         stages: stage -> its latencies in milliseconds, {"p50": ..., "p90": ..., "p99": ...}.
         cpu_percent: of one core, mean over the pass. memory_mb: largest resident memory of the node's process.
         device_memory_mb: GPU memory of that process. None = not known.
-        details: what else is to be said (engine, device, model, description).
+        details: for the report (engine, device, model, description).
     """
 
     name: str
