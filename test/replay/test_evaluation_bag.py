@@ -85,7 +85,9 @@ def test_images_are_decoded_once_as_far_as_the_cache_goes(tmp_path, monkeypatch,
     write_page(build_report(footage, None, None, evaluated, {}, SETTINGS), evaluated, footage, tmp_path / "page.html")
     assert sorted(decoded) == [frame.stamp_ns for frame in footage.frames]
     counts = [decoded[frame.stamp_ns] for frame in footage.frames]
-    assert counts[:kept] == [1] * kept and all(4 <= times <= 5 for times in counts[kept:])
+    assert counts[:kept] == [1] * kept
+    if kept < 12:  # of the others, the page decodes only those that it draws
+        assert set(counts[kept:]) == {4, 5}
     numbers = [2, 4, 7, 11]
     for number, (frame, image) in zip(numbers, footage.images(numbers), strict=True):
         assert frame.number == number
