@@ -29,9 +29,9 @@ def latency_entries(stage: str, percentiles_s: Mapping[str, float] | None) -> di
     return {_latency(stage, p): 1e3 * percentiles_s[p] if percentiles_s else float("nan") for p in _PERCENTILES}
 
 
-def dropped_entries(dropped: Mapping[str, int]) -> dict[str, int]:
-    """Entries of the counts of dropped frames by cause."""
-    return {f"{_DROPPED}{cause}": count for cause, count in sorted(dropped.items())}
+def dropped_entries(counts: Mapping[str, int]) -> dict[str, int]:
+    """Entries of {cause: count} of dropped frames."""
+    return {f"{_DROPPED}{cause}": count for cause, count in sorted(counts.items())}
 
 
 def latencies(status: Mapping[str, str]) -> dict[str, dict[str, float]]:
@@ -44,9 +44,9 @@ def dropped(status: Mapping[str, str]) -> dict[str, int]:
     return {key[len(_DROPPED) :]: int(value) for key, value in status.items() if key.startswith(_DROPPED)}
 
 
-def faults(dropped: Mapping[str, int]) -> int:
-    """How many of the dropped frames were not left out on purpose."""
-    return sum(count for cause, count in dropped.items() if cause not in ON_PURPOSE)
+def faults(counts: Mapping[str, int]) -> int:
+    """How many of the dropped frames, {cause: count}, were not left out on purpose."""
+    return sum(count for cause, count in counts.items() if cause not in ON_PURPOSE)
 
 
 def values_from_msg(msg: Any, name: str = NODE) -> dict[str, str] | None:

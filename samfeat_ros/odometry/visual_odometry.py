@@ -34,6 +34,7 @@ from samfeat_ros.messages import MessageError, camera_from_msg, matches_from_msg
 from samfeat_ros.odometry.estimator import TRACKING, MonocularOdometry, Update
 from samfeat_ros.qos import newest
 from samfeat_ros.stamps import NS_PER_S
+from samfeat_ros.topics import NODE
 
 OPTICAL_TO_REP103 = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 UNKNOWN = 1e6  # covariance where nothing is known
@@ -63,7 +64,7 @@ class VisualOdometryNode(Node):
         self._tf_publisher: Any = self._create_tf() if publish_tf else None
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, newest())
         # a long queue: late matches are used late, not dropped
-        self.create_subscription(PointCloud2, "samfeat/matches", self._on_matches, QoSProfile(depth=100))
+        self.create_subscription(PointCloud2, f"{NODE}/matches", self._on_matches, QoSProfile(depth=100))
         self._reminder = self.create_timer(WARN_PERIOD_S, self._remind)
 
     def _declare(self, name: str, default: Any, description: str) -> Any:
