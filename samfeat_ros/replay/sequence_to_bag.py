@@ -117,6 +117,7 @@ def write_bag(
     start: float = 0.0,
     limit: int | None = None,
     ground_truth: bool = True,
+    overwrite: bool = False,
 ) -> Iterator[int]:
     """Write the bag folder `output`, yielding the index of every frame that is written.
 
@@ -127,9 +128,10 @@ def write_bag(
         start: seconds added to all times.
         limit: write only that many frames.
         ground_truth: write the poses, where there are any.
+        overwrite: replace a folder that is there, when the new one is whole.
 
     Raises:
-        FileError: an image is unreadable or of another size, or the bag cannot be written; nothing is left then.
+        FileError: an image is unreadable or of another size, or the bag cannot be written. All is as before then.
     """
     from rosbags.rosbag2 import StoragePlugin, Writer
 
@@ -159,6 +161,8 @@ def write_bag(
                 for connection, message in reversed(list(zip(connections, batch))):
                     writer.write(connection, stamp, store.serialize_cdr(message, connection.msgtype))
                 yield index
+        if overwrite:
+            shutil.rmtree(output, ignore_errors=True)
         (unfinished / output.name).rename(output)
     except OSError as error:
         raise FileError(f"{output}: cannot be written ({error.strerror or error})") from error
@@ -198,11 +202,9 @@ def sequence_to_bag(
             raise FileError(f"{output}: exists already; --overwrite replaces a bag")
         sequence = ImageSequence.read(folder)
         times = frame_times(sequence, rate)
-        if overwrite:
-            shutil.rmtree(output, ignore_errors=True)
         frames = write_bag(
             sequence, output, times, image_topic, camera_info_topic, ground_truth_topic, frame_id, world_frame_id,
-            encoding, compress, start, limit, ground_truth,
+            encoding, compress, start, limit, ground_truth, overwrite,
         )  # fmt: skip
         total = min(len(sequence), limit or len(sequence))
         for _ in tqdm(frames, desc=output.name, total=total, unit="frame"):

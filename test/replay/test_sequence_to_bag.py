@@ -220,6 +220,9 @@ def test_a_bag_that_is_there_stays_unless_told(folder):
     assert (output / "metadata.yaml").stat().st_mtime_ns == before
     result, _ = convert(folder, "--overwrite", "--limit", "2")
     assert result.exit_code == 0 and len(messages(output, "/camera/image_raw")) == 2
+    broken_image(folder)
+    result, _ = convert(folder, "--overwrite")  # fails: the old bag stays
+    assert result.exit_code == 1 and len(messages(output, "/camera/image_raw")) == 2
     other = folder.parent / "mine"
     other.mkdir()
     result = CliRunner().invoke(app, [str(folder), str(other), "--overwrite"])
