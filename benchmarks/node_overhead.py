@@ -2,88 +2,58 @@
 
     python benchmarks/node_overhead.py [--frames 200] [--width 640] [--height 480]
 
-The real node runs in a process of its own on the CPU; its own stage clocks are read from /diagnostics, and the way of a
-message there and back (publish to receipt, less the time inside the node) is measured from outside.
+The real node runs in a process of its own on the CPU. Its own stage clocks are read from /diagnostics; the way of a
+message there and back (image published to keypoints received) is measured from outside.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
 
-ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-for _name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
-    os.environ.setdefault(_name, str(ROOT / "config" / "fastdds_shm.xml"))
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-STAGES = ("queue", "decode", "network", "match", "publish", "total")
+from samfeat_core.measure import percentiles  # noqa: E402
+from samfeat_ros import node_status  # noqa: E402
+from samfeat_ros.environment import prepare_environment  # noqa: E402
+from samfeat_ros.replay.node_process import NodeProcess  # noqa: E402
+from samfeat_ros.replay.playback import Playback  # noqa: E402
+from samfeat_ros.replay.recording import ImageMessage  # noqa: E402
+from samfeat_ros.stamps import NS_PER_S  # noqa: E402
+
+CAMERA_HZ = 30  # of the stamps
 
 
 def main(frames: int = 200, width: int = 640, height: int = 480, rate: float = 10.0, weights: str = "") -> None:
-    """Measure the node on a moving texture."""
-    import rclpy
-    from diagnostic_msgs.msg import DiagnosticArray
-    from rclpy.qos import qos_profile_sensor_data
-    from sensor_msgs.msg import Image, PointCloud2
+    """Measure the node on a moving texture, published at `rate` Hz."""
+    prepare_environment()
+    parameters = {"device": "cpu", "weights": weights, "image_width": width, "image_height": height}
+    images = list(_images(frames, width, height, rate))
+    with NodeProcess(parameters) as process, Playback(process) as playback:
+        playback.wait_until_ready(images[0])
+        playback.play(images)
+    latencies = [1e3 * latency for trip in playback.round_trips if (latency := trip.latency("keypoints")) is not None]
+    _print(playback.status, percentiles(latencies))
+
+
+def _images(frames: int, width: int, height: int, rate: float) -> Iterator[ImageMessage]:
+    """Views of a texture that slides by two pixels a frame."""
+    from rclpy.serialization import serialize_message
     from std_msgs.msg import Header
 
     from samfeat_ros.messages import image_to_msg, ns_to_stamp
-    from samfeat_ros.node.diagnostics import values_from_msg
 
-    os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
-    settings = {"autostart": "true", "device": "cpu", "image_width": str(width), "image_height": str(height)}
-    if weights:
-        settings["weights"] = weights
-    options = [part for name, value in settings.items() for part in ("-p", f"{name}:={value}")]
-    node = subprocess.Popen([sys.executable, "-m", "samfeat_ros.node.samfeat_node", "--ros-args", *options], cwd=ROOT)
-    try:
-        rclpy.init()
-        peer = rclpy.create_node("overhead")
-        publisher = peer.create_publisher(Image, "/image", qos_profile_sensor_data)
-        received: dict[int, float] = {}
-        reports: list[dict[str, str]] = []
-        for name in ("descriptors", "matches"):
-            peer.create_subscription(PointCloud2, f"/samfeat/{name}", lambda msg: None, 10)
-        peer.create_subscription(
-            PointCloud2, "/samfeat/keypoints", lambda msg: received.setdefault(_ns(msg), time.monotonic()), 10
-        )
-        peer.create_subscription(
-            DiagnosticArray, "/diagnostics", lambda msg: reports.append(values_from_msg(msg) or {}), 10
-        )
-        sent: dict[int, float] = {}
-        wall = _texture(width, height)
-        while len(received) < frames:
-            if node.poll() is not None:
-                raise SystemExit(f"the node ended with exit code {node.returncode}")
-            stamp = len(sent) * 33_000_000 + 1_000_000_000
-            left = 2 * (len(sent) % 100)
-            msg = image_to_msg(Header(stamp=ns_to_stamp(stamp)), wall[:, left : left + width])
-            sent[stamp] = time.monotonic()
-            publisher.publish(msg)
-            end = time.monotonic() + 1 / rate
-            while (left_s := end - time.monotonic()) > 0:
-                rclpy.spin_once(peer, timeout_sec=left_s)
-        seen = len(reports)
-        while len(reports) == seen:
-            rclpy.spin_once(peer, timeout_sec=1.0)
-        _print(reports[-1], np.array([received[stamp] - sent[stamp] for stamp in received]) * 1e3)
-    finally:
-        node.terminate()
-        node.wait()
-        rclpy.shutdown()
-
-
-def _ns(msg: object) -> int:
-    from samfeat_ros.messages import stamp_to_ns
-
-    return stamp_to_ns(msg.header.stamp)  # type: ignore[attr-defined]
+    wall = _texture(width, height)
+    for index in range(frames):
+        left = 2 * (index % 100)
+        stamp_ns = NS_PER_S + index * NS_PER_S // CAMERA_HZ
+        msg = image_to_msg(Header(stamp=ns_to_stamp(stamp_ns)), wall[:, left : left + width])
+        yield ImageMessage(stamp_ns, round(index * NS_PER_S / rate), serialize_message(msg))
 
 
 def _texture(width: int, height: int) -> np.ndarray:
@@ -93,15 +63,16 @@ def _texture(width: int, height: int) -> np.ndarray:
     return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.0), None, 0, 255, cv2.NORM_MINMAX)
 
 
-def _print(report: dict[str, str], there_and_back_ms: np.ndarray) -> None:
+def _print(status: dict[str, str], there_and_back: dict[str, float] | None) -> None:
+    stages: dict[str, Any] = node_status.latencies(status)
     print(f"{'stage':<16}{'p50 ms':>10}{'p99 ms':>10}")
-    for stage in STAGES:
-        p50, p99 = (float(report[f"latency_{stage}_{q}_ms"]) for q in ("p50", "p99"))
-        print(f"{stage:<16}{p50:>10.2f}{p99:>10.2f}")
-    p50, p99 = np.percentile(there_and_back_ms, [50, 99])
-    print(f"{'there and back':<16}{p50:>10.2f}{p99:>10.2f}   image published to keypoints received")
-    own = sum(float(report[f"latency_{stage}_p50_ms"]) for stage in ("queue", "decode", "publish"))
-    print(f"node without network and matching, p50: {own:.2f} ms; keypoints {report['keypoints']}")
+    for stage, ms in stages.items():
+        print(f"{stage:<16}{ms['p50']:>10.2f}{ms['p99']:>10.2f}")
+    if there_and_back:
+        p50, p99 = there_and_back["p50"], there_and_back["p99"]
+        print(f"{'there and back':<16}{p50:>10.2f}{p99:>10.2f}   image published to keypoints received")
+    own = sum(stages[stage]["p50"] for stage in ("queue", "decode", "publish"))
+    print(f"node without network and matching, p50: {own:.2f} ms; keypoints {status['keypoints']}")
 
 
 if __name__ == "__main__":

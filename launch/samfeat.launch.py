@@ -6,23 +6,27 @@ An argument that is left empty leaves the parameter to `params_file`.
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterFile
 
-from launch import LaunchDescription
+from samfeat_core.engines import DEVICES, ENGINES
+from samfeat_core.models import model_names
+from samfeat_ros.environment import PROFILE, PROFILE_VARIABLES
+from samfeat_ros.topics import NODE, TRANSPORTS
 
 SHARE = Path(get_package_share_directory("samfeat_ros"))
 
 ARGUMENTS = {
     "image_topic": ("/camera/image_raw", "Image topic of the camera, without /compressed."),
     "camera_info_topic": ("", "CameraInfo topic; empty: `camera_info` beside the image topic."),
-    "image_transport": ("", "raw or compressed; empty: from params_file."),
-    "model": ("", "Network: samfeat-nano, samfeat or scfeat; empty: from params_file."),
+    "image_transport": ("", f"{' or '.join(TRANSPORTS)}; empty: from params_file."),
+    "model": ("", f"Network: {model_names()}; empty: from params_file."),
     "weights": ("", "Weights file of the network; empty: from params_file, where empty is the shipped one."),
-    "device": ("", "auto, cpu or cuda; empty: from params_file."),
-    "engine": ("", "auto, eager, compile, tensorrt, openvino, openvino_int8, openvino_bf16; empty: from params_file."),
+    "device": ("", f"{', '.join(DEVICES)}, or one GPU of several: cuda:N; empty: from params_file."),
+    "engine": ("", f"{', '.join(ENGINES)}; empty: from params_file."),
     "params_file": (str(SHARE / "config" / "samfeat.yaml"), "YAML file with the node's parameters."),
     "namespace": ("", "Namespace of the node."),
     "use_sim_time": ("false", "Take the time from /clock."),
@@ -44,7 +48,7 @@ def samfeat_node(context):
         LifecycleNode(
             package="samfeat_ros",
             executable="samfeat_node",
-            name="samfeat",
+            name=NODE,
             namespace=given["namespace"],
             parameters=[ParameterFile(given["params_file"], allow_substs=True), parameters],
             remappings=[("image", image_topic), ("camera_info", camera_info_topic)],
@@ -64,12 +68,11 @@ def _boolean(name, text):
 def shared_memory_profile():
     """Large messages need more shared memory than Fast DDS's default; a profile that the user has set stays.
 
-    The first name is read by Kilted, the second by Jazzy and Humble. Nodes launched after this one get them too.
+    Nodes that are launched after this one get it too.
     """
-    profile = str(SHARE / "config" / "fastdds_shm.xml")
+    profile = str(SHARE / "config" / PROFILE)
     return [
-        SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=profile))
-        for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+        SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=profile)) for name in PROFILE_VARIABLES
     ]
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-# cv2 itself refuses to decode more than 2**30 pixels; no camera has that many, and a robot has not the memory.
+from samfeat_core.errors import one_line
+
+# cv2 refuses to decode more than 2**30 pixels. No camera has that many, and no robot has the memory for them.
 MAX_PIXELS = 2**27
 FULL_SCALE_16BIT = 65535
 
@@ -81,10 +83,11 @@ ENCODINGS = (*_LAYOUTS, *_PLANAR)
 
 
 def image_from_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.ndarray:
-    """Pixels of a sensor_msgs/Image.
+    """Pixels of a sensor_msgs/Image or CompressedImage, as rclpy or rosbags has it.
 
     Args:
         msg: the message; rows may be padded (`step` > row), 16-bit data may have either byte order.
+            A CompressedImage goes to `image_from_compressed_msg`.
         full_scale_16bit: the 16-bit value that becomes 255; brighter ones saturate. Set it to 4095 for a 12-bit camera
             that leaves the high bits empty.
 
@@ -94,6 +97,8 @@ def image_from_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.nda
     Raises:
         ImageError: the message contradicts itself, or its encoding is unknown here and to cv_bridge.
     """
+    if hasattr(msg, "format"):
+        return image_from_compressed_msg(msg, full_scale_16bit)
     encoding, width, height = msg.encoding, int(msg.width), int(msg.height)
     _check_size(width, height, f"a {encoding or 'nameless'} image")
     buffer = _buffer(msg.data)
@@ -104,15 +109,14 @@ def image_from_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.nda
             return _planar(msg, buffer)
         return _by_cv_bridge(msg, buffer)
     except cv2.error as error:
-        raise ImageError("convert", f"OpenCV cannot convert {width}x{height} {encoding}: {_one_line(error)}") from error
+        raise ImageError("convert", f"OpenCV cannot convert {width}x{height} {encoding}: {one_line(error)}") from error
 
 
 def image_from_compressed_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.ndarray:
     """Pixels of a sensor_msgs/CompressedImage with JPEG or PNG inside, of 8 or 16 bits, grey or colour.
 
-    The data say themselves which of the two they are; of `format` ("jpeg", "bgr8; jpeg compressed bgr8", ...) only the
-    colour order and a Bayer mosaic are read. EXIF orientation is ignored: the sensor's pixels are what the calibration
-    belongs to.
+    The data tell which of the two they are; `format` ("jpeg", "bgr8; jpeg compressed bgr8", ...) only tells the colour
+    order and a Bayer mosaic. EXIF orientation is ignored: the calibration belongs to the sensor's pixels.
 
     Args, Returns, Raises: as `image_from_msg`.
     """
@@ -123,7 +127,7 @@ def image_from_compressed_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT
     try:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise ImageError("decode", f"OpenCV cannot decode {kind} of {len(data)} bytes: {_one_line(error)}") from error
+        raise ImageError("decode", f"OpenCV cannot decode {kind} of {len(data)} bytes: {one_line(error)}") from error
     if image is None or not image.size:
         raise ImageError("decode", f"undecodable {kind} of {len(data)} bytes (format {msg.format!r})")
     if image.dtype not in (np.uint8, np.uint16):
@@ -146,7 +150,7 @@ def _buffer(data: Any) -> np.ndarray:
 
 
 def _rows(msg: Any, buffer: np.ndarray, row_bytes: int, rows: int) -> np.ndarray:
-    """(rows, row_bytes) uint8 view without row padding, after the checks that everything else relies on."""
+    """(rows, row_bytes) uint8 view without row padding. Checks that step and length fit, which the callers rely on."""
     step = int(msg.step)
     if step < row_bytes:
         raise ImageError(
@@ -212,7 +216,7 @@ def _by_cv_bridge(msg: Any, buffer: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(CvBridge().imgmsg_to_cv2(msg, "bgr8"))
     except Exception as error:  # cv_bridge raises what its parts raise: CvBridgeError, cv2.error, TypeError, ...
         raise ImageError(
-            "encoding", f"cv_bridge cannot convert encoding {msg.encoding!r}: {_one_line(error)}"
+            "encoding", f"cv_bridge cannot convert encoding {msg.encoding!r}: {one_line(error)}"
         ) from error
 
 
@@ -225,7 +229,7 @@ _TAIL = 4096
 def _inspect(data: np.ndarray, text: str) -> tuple[str, tuple[int, int] | None]:
     """Kind of the compressed data and its (width, height), None where the header hides it.
 
-    A cut JPEG decodes to a picture with a grey end, so the end marker is looked for here.
+    OpenCV decodes a truncated JPEG to a picture with a grey end, so this looks for the end marker.
     """
     start, tail = data[:32].tobytes(), data[-_TAIL:].tobytes()
     if start.startswith(_JPEG_START):
@@ -269,7 +273,3 @@ def _decoded_to_bgr(image: np.ndarray, text: str, full_scale: int) -> np.ndarray
         image = cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)
     # image_transport's "compressed rgb8" means that red and blue were swapped before compressing.
     return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if "compressed rgb" in text else image
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

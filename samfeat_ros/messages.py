@@ -27,6 +27,8 @@ from std_msgs.msg import Header
 
 from samfeat_core.camera import Camera
 from samfeat_core.features import Features, Matches
+from samfeat_ros.stamps import join_ns, split_ns
+from samfeat_ros.stamps import stamp_to_ns as stamp_to_ns  # part of this module for its users
 
 KEYPOINT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("score", "f4"), ("id", "u4")])
 MATCH = np.dtype(
@@ -109,14 +111,9 @@ class Tracks(NamedTuple):
     velocities: np.ndarray
 
 
-def stamp_to_ns(stamp: Time) -> int:
-    """builtin_interfaces/Time to nanoseconds."""
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
-
-
 def ns_to_stamp(nanoseconds: int) -> Time:
     """Nanoseconds to builtin_interfaces/Time."""
-    sec, nanosec = divmod(int(nanoseconds), 1_000_000_000)
+    sec, nanosec = split_ns(nanoseconds)
     return Time(sec=sec, nanosec=nanosec)
 
 
@@ -147,7 +144,7 @@ def matches_to_msg(
         rows["similarity"], rows["inlier"] = matches.similarity, matches.inlier
         rows["index"], rows["index_prev"] = matches.index, matches.index_prev
         rows["id"] = matches.track_ids[matches.index]
-        rows["stamp_prev_sec"], rows["stamp_prev_nanosec"] = divmod(stamp_prev_ns or 0, 1_000_000_000)
+        rows["stamp_prev_sec"], rows["stamp_prev_nanosec"] = split_ns(stamp_prev_ns or 0)
     return _cloud(header, rows)
 
 
@@ -204,7 +201,7 @@ def descriptors_from_msg(msg: PointCloud2) -> np.ndarray:
 def matches_from_msg(msg: PointCloud2) -> MatchRows:
     """Arrays of a `~/matches` message. Raises MessageError for any other layout."""
     rows = _rows(msg, MATCH)
-    stamp = int(rows["stamp_prev_sec"][0]) * 1_000_000_000 + int(rows["stamp_prev_nanosec"][0]) if len(rows) else None
+    stamp_prev_ns = join_ns(rows["stamp_prev_sec"][0], rows["stamp_prev_nanosec"][0]) if len(rows) else None
     return MatchRows(
         _pairs(rows, "x", "y"),
         _pairs(rows, "x_prev", "y_prev"),
@@ -213,7 +210,7 @@ def matches_from_msg(msg: PointCloud2) -> MatchRows:
         rows["index_prev"].copy(),
         rows["id"].copy(),
         rows["inlier"].astype(bool),
-        stamp,
+        stamp_prev_ns,
     )
 
 

@@ -1,4 +1,4 @@
-"""Quality of service: what the user may override, and what is said when two sides do not fit."""
+"""Quality of service: profiles, what the user may override, and warnings where publisher and subscription differ."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ QOS_OVERRIDES = QoSOverridingOptions(
     (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 )
 
-# What suits every other side: the least a subscription can ask for, the most a publisher can offer.
+# What is compatible with every other side: the least a subscription can ask for, the most a publisher can offer.
 _MODEST = {"reliability": "best_effort", "durability": "volatile"}
 _GENEROUS = {"reliability": "reliable", "durability": "transient_local"}
 
 
-# Functions, because rclpy writes the user's overrides into the profile that it is given.
+# Functions, because rclpy writes the user's overrides into the profile that it gets.
 def newest() -> QoSProfile:
     """For sensor data: best effort, and only the newest message waits."""
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 def latched() -> QoSProfile:
-    """For what is said once: reliable, and the last message reaches those who come later."""
+    """For messages that are sent once: reliable, and later subscriptions get the last one."""
     profile = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
     profile.durability = DurabilityPolicy.TRANSIENT_LOCAL
     return profile
@@ -50,33 +50,27 @@ def reliable() -> QoSProfile:
 
 def subscription_events(node: Any, topic: str) -> SubscriptionEventCallbacks:
     """Event callbacks that warn, with the remedy, when a publisher offers less than the subscription asks for."""
-
-    def incompatible(event: Any) -> None:
-        policy, name = _policy(event), node.resolve_topic_name(topic)
-        node.get_logger().warning(
-            f"nothing arrives from a publisher of {name}: it offers another {policy} than this node asks for. "
-            f"{_remedy(name, 'subscription', policy, _MODEST)}, or change the publisher"
-        )
-
-    return SubscriptionEventCallbacks(incompatible_qos=incompatible)
+    text = "nothing arrives from a publisher of {topic}: it offers another {policy} than this node asks for"
+    return SubscriptionEventCallbacks(incompatible_qos=_warning(node, topic, text, "subscription", _MODEST))
 
 
 def publisher_events(node: Any, topic: str) -> PublisherEventCallbacks:
     """Event callbacks that warn, with the remedy, when a subscription asks for more than the publisher offers."""
+    text = "a subscription of {topic} gets nothing: it asks for another {policy} than this node offers"
+    return PublisherEventCallbacks(incompatible_qos=_warning(node, topic, text, "publisher", _GENEROUS))
 
-    def incompatible(event: Any) -> None:
+
+def _warning(node: Any, topic: str, text: str, side: str, values: dict[str, str]) -> Callable[[Any], None]:
+    """What logs an incompatibility, and the parameter of this node's side that ends it."""
+    other = {"subscription": "publisher", "publisher": "subscription"}[side]
+
+    def warn(event: Any) -> None:
         policy, name = _policy(event), node.resolve_topic_name(topic)
-        node.get_logger().warning(
-            f"a subscription of {name} gets nothing: it asks for another {policy} than this node offers. "
-            f"{_remedy(name, 'publisher', policy, _GENEROUS)}, or change the subscription"
-        )
+        remedy = f"Set the parameter qos_overrides.{name}.{side}.{policy}"
+        remedy += f" to {values[policy]}" if policy in values else ""
+        node.get_logger().warning(f"{text.format(topic=name, policy=policy)}. {remedy}, or change the {other}")
 
-    return PublisherEventCallbacks(incompatible_qos=incompatible)
-
-
-def _remedy(topic: str, side: str, policy: str, values: dict[str, str]) -> str:
-    parameter = f"qos_overrides.{topic}.{side}.{policy}"
-    return f"Set the parameter {parameter}" + (f" to {values[policy]}" if policy in values else "")
+    return warn
 
 
 def create_with_events(create: Callable[..., Any], *args: Any, event_callbacks: Any, **kwargs: Any) -> Any:

@@ -13,10 +13,13 @@ sys.path.insert(0, str(ROOT))
 os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-for _name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
-    os.environ[_name] = str(ROOT / "config" / "fastdds_shm.xml")
 
 import pytest  # noqa: E402
+
+from samfeat_ros.environment import PROFILE, PROFILE_VARIABLES  # noqa: E402
+
+for _name in PROFILE_VARIABLES:
+    os.environ[_name] = str(ROOT / "config" / PROFILE)
 
 
 @pytest.fixture(scope="session")

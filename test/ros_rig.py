@@ -166,12 +166,18 @@ class Rig:
         said = [text.rstrip("\n") for severity, name, text in found if severity == level and name.endswith("samfeat")]
         return [text for text in said if containing in text]
 
-    def wait(self, condition: Callable[[], Any], what: str = "a condition", timeout_s: float = TIMEOUT_S) -> Any:
+    def wait(
+        self,
+        condition: Callable[[], Any],
+        what: str = "a condition",
+        timeout_s: float = TIMEOUT_S,
+        period_s: float = 0.01,
+    ) -> Any:
         """Poll until the condition holds; its value."""
         end = time.monotonic() + timeout_s
         while not (value := condition()):
             assert time.monotonic() < end, f"waited {timeout_s} s for {what}; log:\n{self.log}"
-            time.sleep(0.01)
+            time.sleep(period_s)
         return value
 
 

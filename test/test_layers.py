@@ -10,37 +10,49 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files (a glob below the root) -> packages that none of them imports.
 FORBIDDEN = {
-    "samfeat_core": {"samfeat_ros", "training", "rclpy"},
-    "samfeat_ros": {"training"},
-    "training": {"samfeat_ros", "rclpy"},
+    "samfeat_core/**/*.py": {"samfeat_ros", "training", "rclpy"},
+    "samfeat_ros/**/*.py": {"training"},
+    "samfeat_ros/*.py": {"samfeat_ros.node", "samfeat_ros.odometry", "samfeat_ros.replay"},
+    "samfeat_ros/node/**/*.py": {"samfeat_ros.odometry", "samfeat_ros.replay"},
+    "samfeat_ros/odometry/**/*.py": {"samfeat_ros.node", "samfeat_ros.replay"},
+    "samfeat_ros/replay/bags/**/*.py": {"samfeat_ros.node", "samfeat_ros.odometry", "rclpy"},
+    "launch/*.py": {"samfeat_ros.node", "samfeat_ros.odometry", "samfeat_ros.replay", "rclpy"},
+    "training/**/*.py": {"samfeat_ros", "rclpy"},
 }
 
 
+def with_parents(name: str) -> set[str]:
+    """a, a.b and a.b.c of a.b.c."""
+    parts = name.split(".")
+    return {".".join(parts[: count + 1]) for count in range(len(parts))}
+
+
 def imported(path: Path) -> set[str]:
-    """Top-level names of everything a file imports, at any depth of its code."""
+    """Every module that a file imports, at any depth of its code, with the packages it lies in."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {parent for name in names for parent in with_parents(name)}
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_imports_follow_the_layers(package):
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert files
-    wrong = {str(path.relative_to(ROOT)): found for path in files if (found := imported(path) & FORBIDDEN[package])}
+@pytest.mark.parametrize("files", FORBIDDEN)
+def test_imports_follow_the_layers(files):
+    paths = sorted(ROOT.glob(files))
+    assert paths
+    wrong = {str(path.relative_to(ROOT)): found for path in paths if (found := imported(path) & FORBIDDEN[files])}
     assert not wrong
 
 
 def loaded_by(module: str, *, ros: bool = False) -> set[str]:
-    """Top-level modules in a fresh interpreter after an import."""
+    """Modules in a fresh interpreter after an import."""
     if ros:
         pytest.importorskip("rclpy")
-    code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -51,5 +63,13 @@ def test_the_core_starts_without_torch_and_ros(module):
     assert not loaded_by(module) & {"torch", "openvino", "rclpy", "training"}
 
 
-def test_the_node_starts_without_torch():
-    assert not loaded_by("samfeat_ros.node.samfeat_node", ros=True) & {"torch", "torchvision", "openvino", "training"}
+def test_the_node_starts_without_torch_and_replay():
+    loaded = loaded_by("samfeat_ros.node.samfeat_node", ros=True)
+    assert not loaded & {"torch", "torchvision", "openvino", "training", "rosbags", "typer"}
+    assert not loaded & {"samfeat_ros.replay", "samfeat_ros.odometry"}
+
+
+@pytest.mark.parametrize("command", ["demo", "evaluate_bag", "sequence_to_bag"])
+def test_commands_import_ros_only_when_its_environment_is_prepared(command):
+    pytest.importorskip("rosbags")
+    assert not loaded_by(f"samfeat_ros.replay.{command}") & {"rclpy", "sensor_msgs", "torch"}

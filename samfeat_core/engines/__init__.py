@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from samfeat_core.errors import EngineError
+from samfeat_core.errors import EngineError, one_line
 from samfeat_core.models import ModelSpec
 
 RawFeatures = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -180,7 +180,7 @@ def build_engine(names: list[str], job: Job, log: Log) -> Engine:
         try:
             return engine_module(name).build(job)
         except EngineError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             log("error", f"engine {name} for {job.width}x{job.height} could not be built, trying the next: {reason}")
     raise EngineError(f"no engine could be built on {job.device}: tried {', '.join(names)}")
 

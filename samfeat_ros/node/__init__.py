@@ -1,0 +1,1 @@
+"""The node: what a robot runs. Imports nothing of replay and odometry."""

@@ -1,8 +1,6 @@
 """What the node knows about itself: counters, latencies, rates, and their /diagnostics message.
 
-Keys of the status (stable; `values_from_msg` reads them): state, model, device, engine, frames_in, frames_processed,
-rate_in_hz, rate_out_hz, dropped, dropped_<cause>, latency_<stage>_p50_ms, _p90_ms and _p99_ms for the stages queue,
-decode, network, match, publish and for their total, keypoints, matches, inlier_ratio, image_age_s.
+The keys of that message are in `samfeat_ros.node_status`.
 """
 
 from __future__ import annotations
@@ -16,15 +14,14 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-STAGES = ("queue", "decode", "network", "match", "publish")
+from samfeat_core.measure import percentiles
+from samfeat_ros.node_status import STAGES, TIMED, dropped_entries, faults, latency_entries
+
 # Latencies of the last frames; at 30 Hz a window of half a minute.
 WINDOW = 1024
 # Rates are taken over the last few reports, so that they do not flicker.
 RATE_REPORTS = 5
 STALE_AFTER_S = 2.0
-
-# Frames that were left out on purpose; every other cause is a fault.
-HARMLESS = frozenset({"superseded", "idle", "disabled", "inactive"})
 
 _LEVELS = {0: DiagnosticStatus.OK, 1: DiagnosticStatus.WARN, 2: DiagnosticStatus.ERROR}
 
@@ -43,7 +40,7 @@ class Statistics:
             self.frames_in = 0
             self.frames_processed = 0
             self.dropped: Counter[str] = Counter()
-            self._latencies = {stage: deque[float](maxlen=WINDOW) for stage in (*STAGES, "total")}
+            self._latencies = {stage: deque[float](maxlen=WINDOW) for stage in TIMED}
             self._last_image: float | None = None
             self._last_frame = {"keypoints": 0, "matches": 0, "inlier_ratio": float("nan")}
             self._reports: deque[tuple[float, int, int]] = deque([(self._clock(), 0, 0)], maxlen=RATE_REPORTS)
@@ -76,20 +73,16 @@ class Statistics:
             start, frames_in, frames_out = self._reports[0]
             elapsed = max(now - start, 1e-9)
             age = float("nan") if self._last_image is None else now - self._last_image
-            faults = sum(count for cause, count in self.dropped.items() if cause not in HARMLESS)
-            new_faults, self._faults_reported = faults - self._faults_reported, faults
+            total_faults = faults(self.dropped)
+            new_faults, self._faults_reported = total_faults - self._faults_reported, total_faults
             values: dict[str, Any] = {
                 "frames_in": self.frames_in,
                 "frames_processed": self.frames_processed,
                 "rate_in_hz": (self.frames_in - frames_in) / elapsed,
                 "rate_out_hz": (self.frames_processed - frames_out) / elapsed,
                 "dropped": sum(self.dropped.values()),
-                **{f"dropped_{cause}": count for cause, count in sorted(self.dropped.items())},
-                **{
-                    key: value
-                    for stage, seconds in self._latencies.items()
-                    for key, value in _percentiles(stage, seconds)
-                },
+                **dropped_entries(self.dropped),
+                **self._latency_entries(),
                 **self._last_frame,
                 "image_age_s": age,
             }
@@ -97,11 +90,11 @@ class Statistics:
         level, summary = _judge(age, new_faults, values)
         return level, summary, {key: _text(value) for key, value in values.items()}
 
-
-def _percentiles(stage: str, seconds: deque[float]) -> list[tuple[str, float]]:
-    ranks = (50, 90, 99)
-    values = np.percentile(seconds, ranks) * 1e3 if seconds else np.full(len(ranks), np.nan)
-    return [(f"latency_{stage}_p{rank}_ms", float(value)) for rank, value in zip(ranks, values)]
+    def _latency_entries(self) -> dict[str, float]:
+        entries: dict[str, float] = {}
+        for stage, seconds in self._latencies.items():
+            entries |= latency_entries(stage, percentiles(seconds))
+        return entries
 
 
 def _judge(age: float, new_faults: int, values: Mapping[str, Any]) -> tuple[int, str]:
@@ -132,16 +125,3 @@ def diagnostics_to_msg(
     msg = DiagnosticArray(status=[status])
     msg.header.stamp = stamp
     return msg
-
-
-def values_from_msg(msg: DiagnosticArray, name: str = "samfeat") -> dict[str, str] | None:
-    """Key-value pairs of the node's status, None when the message is another node's.
-
-    Args:
-        msg: a message of /diagnostics.
-        name: name of the node, without its namespace.
-    """
-    for status in msg.status:
-        if status.name.split(":")[0].rstrip("/").rsplit("/", 1)[-1] == name:
-            return {pair.key: pair.value for pair in status.values}
-    return None

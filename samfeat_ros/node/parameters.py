@@ -15,13 +15,14 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 
 from samfeat_core.engines import BY_DEVICE, ENGINES, check_choice
 from samfeat_core.models import model_names
+from samfeat_ros.topics import TRANSPORTS
 
 # When a parameter may change: at start only, while the node is unconfigured, or at any time.
 START, CONFIGURE, LIVE = "start", "configure", "live"
 
 
 class ParameterError(ValueError):
-    """A parameter value, or a combination of values, that cannot be; the text says which and why."""
+    """An impossible parameter value, or combination of values; the text says which and why."""
 
 
 def _entry(
@@ -91,7 +92,7 @@ class Parameters:
     # the input
     image_transport: str = _entry(
         "raw", "raw subscribes to sensor_msgs/Image on `image`, compressed to CompressedImage on `image`/compressed.",
-        choices=("raw", "compressed"),
+        choices=tuple(TRANSPORTS),
     )  # fmt: skip
     full_scale_16bit: int = _entry(
         65535, "Value of a 16-bit image that becomes white; 4095 for a 12-bit camera.", change=LIVE, low=1, high=65535

@@ -1,4 +1,4 @@
-"""One camera frame after the other, from image message to features, matches and tracks. Knows messages, but no node."""
+"""From an image message to features, matches and tracks, one frame after the other. Knows messages, but no node."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from samfeat_core.camera import Camera
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.features import Features, Matches
 from samfeat_core.tracking import FrameTracker
-from samfeat_ros.image_input import image_from_compressed_msg, image_from_msg
+from samfeat_ros.image_input import image_from_msg
 from samfeat_ros.messages import camera_from_msg, stamp_to_ns
 from samfeat_ros.node.parameters import Parameters
 
 
 @dataclass(frozen=True)
-class Result:
-    """What is known about one frame.
+class ProcessedFrame:
+    """What the node has computed of one image message.
 
     Attributes:
         header: of the image message, untouched.
@@ -49,15 +49,15 @@ class Result:
 
 
 class Pipeline:
-    """Extractor and tracker with all that they remember between frames.
+    """Extractor and tracker, with what they remember between frames.
 
-    One thread calls it; the setters and `reset` may be called from another.
+    One thread calls it; another one may call the setters and `reset`.
 
     Args:
         extractor: finds the features.
-        parameters: validated; may be replaced by `set_parameters` between frames.
+        parameters: validated; `set_parameters` replaces them between frames.
         mask: (H, W) uint8, 0 = no keypoints here; None = everywhere.
-        warn: called with (key, text) when something is odd but the frame is processed all the same.
+        warn: called with (key, text) when something is odd, but the frame is processed anyway.
     """
 
     def __init__(
@@ -97,21 +97,22 @@ class Pipeline:
         """Restart the tracks with the next frame."""
         self._must_reset = True
 
-    def __call__(self, msg: Image | CompressedImage) -> Result:
+    def __call__(self, msg: Image | CompressedImage) -> ProcessedFrame:
         """Process one image message.
 
         Raises:
             ImageError: the image cannot be used.
             SamfeatError: the engine failed.
         """
-        with self._lock:  # a worker that was told to stop may still be building an engine
+        with self._lock:  # a worker that was told to stop may still be building an engine in here
             return self._process(msg)
 
-    def _process(self, msg: Image | CompressedImage) -> Result:
+    def _process(self, msg: Image | CompressedImage) -> ProcessedFrame:
         parameters = self._parameters
         self._apply(parameters)
         start = time.monotonic()
-        image, encoding = _decode(msg, parameters.full_scale_16bit)
+        image = image_from_msg(msg, parameters.full_scale_16bit)
+        encoding = msg.format if isinstance(msg, CompressedImage) else msg.encoding
         decoded = time.monotonic()
         features = self.extractor(image, self._mask_of(image))
         extracted = time.monotonic()
@@ -123,7 +124,7 @@ class Pipeline:
         matches = self._tracker.update(features, stamp_ns, camera)
         self._stamp_ns = stamp_ns
         seconds = {"decode": decoded - start, "network": extracted - decoded, "match": time.monotonic() - extracted}
-        return Result(
+        return ProcessedFrame(
             header=msg.header,
             image=image,
             features=features,
@@ -160,7 +161,7 @@ class Pipeline:
         return self._resized_mask[1]
 
     def _camera_of(self, image: np.ndarray, rectified: bool) -> Camera | None:
-        """The camera, if what is known about it is of this image."""
+        """The camera, if CameraInfo is usable and of this image size."""
         info = self._camera_info
         if info is None:
             return None
@@ -179,13 +180,6 @@ class Pipeline:
             )
             return None
         return camera
-
-
-def _decode(msg: Image | CompressedImage, full_scale_16bit: int) -> tuple[np.ndarray, str]:
-    """Pixels, and the name of the encoding they came in."""
-    if isinstance(msg, CompressedImage):
-        return image_from_compressed_msg(msg, full_scale_16bit), msg.format
-    return image_from_msg(msg, full_scale_16bit), msg.encoding
 
 
 def _same_intrinsics(a: Any, b: Any) -> bool:

@@ -30,28 +30,29 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 
-from samfeat_core.errors import SamfeatError
+from samfeat_core.errors import SamfeatError, one_line
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_ros.image_input import ImageError, image_from_msg
 from samfeat_ros.node.diagnostics import Statistics, diagnostics_to_msg
 from samfeat_ros.node.outputs import Outputs
 from samfeat_ros.node.parameters import NAMES, ParameterError, Parameters, apply, declare
-from samfeat_ros.node.pipeline import Pipeline, Result
+from samfeat_ros.node.pipeline import Pipeline, ProcessedFrame
 from samfeat_ros.node.worker import NewestWorker
 from samfeat_ros.qos import QOS_OVERRIDES, create_with_events, latched, newest, subscription_events
+from samfeat_ros.topics import DIAGNOSTICS, NODE, TRANSPORTS, message_class, transport_topic
 
 REPORT_PERIOD_S = 1.0
 WARN_PERIOD_S = 5.0
-# An inference ends well within this; only the building of an engine takes longer, and is not waited for.
+# An inference ends well within this. Only building an engine takes longer; that is not waited for.
 STOP_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
-class _Frame:
+class _Arrival:
     """An image message and when it arrived (monotonic seconds)."""
 
     msg: Image | CompressedImage
-    received: float
+    time: float
 
 
 class SamfeatNode(LifecycleNode):
@@ -62,13 +63,13 @@ class SamfeatNode(LifecycleNode):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("samfeat", **kwargs)
+        super().__init__(NODE, **kwargs)
         self.statistics = Statistics()
         self.parameters: Parameters = declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._pipeline: Pipeline | None = None
         self._outputs: Outputs | None = None
-        self._worker: NewestWorker[_Frame] | None = None
+        self._worker: NewestWorker[_Arrival] | None = None
         self._inputs: list[Any] = []
         self._own_services: list[Any] = []
         self._enabled = True
@@ -76,8 +77,8 @@ class SamfeatNode(LifecycleNode):
         self._warned: dict[str, float] = {}
         # Whoever publishes holds it, so that publishers are not destroyed in between.
         self._publishing = threading.Lock()
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # Steady: reports go on while simulated time stands still.
+        self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS, 10)
+        # Steady: reports continue while simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._report_timer = self.create_timer(REPORT_PERIOD_S, self._report, clock=steady)
 
@@ -106,11 +107,11 @@ class SamfeatNode(LifecycleNode):
                 self.create_service(Trigger, "~/reset", self._on_reset),
                 self.create_service(SetBool, "~/enable", self._on_enable),
             ]
-        except Exception as error:  # whatever a weights file or a runtime makes of it, a robot's log wants one line
+        except Exception as error:  # whatever a weights file or a runtime raises: a robot's log gets one line
             self._release()
-            if not self.context.ok():  # told to end, and a library made an error of its own of that
+            if not self.context.ok():  # told to end, and a library turned that into an error of its own
                 raise KeyboardInterrupt from error
-            self.get_logger().error(f"cannot configure: {_one_line(error)}")
+            self.get_logger().error(f"cannot configure: {_describe(error)}")
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
 
@@ -121,10 +122,10 @@ class SamfeatNode(LifecycleNode):
         self.statistics.clear()
         outcome = super().on_activate(state)
         try:
-            self._worker = NewestWorker(self._process, lambda frame: self.statistics.drop("superseded"))
+            self._worker = NewestWorker(self._process, lambda _: self.statistics.drop("superseded"))
             self._subscribe()
-        except Exception as error:  # QoS overrides that cannot be raise RuntimeError and InvalidQosOverridesError
-            self.get_logger().error(f"cannot activate: {_one_line(error)}")
+        except Exception as error:  # impossible QoS overrides raise RuntimeError or InvalidQosOverridesError
+            self.get_logger().error(f"cannot activate: {_describe(error)}")
             self._stop()
             super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
@@ -176,11 +177,10 @@ class SamfeatNode(LifecycleNode):
         return Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn)
 
     def _subscribe(self) -> None:
-        image, topic = Image, self.resolve_topic_name("image")
-        if self.parameters.image_transport == "compressed":
-            image, topic = CompressedImage, _compressed(topic)
+        transport = self.parameters.image_transport
+        image_topic = transport_topic(self.resolve_topic_name("image"), transport)
         wanted = (
-            (image, topic, self._on_image, newest()),
+            (message_class(TRANSPORTS[transport]), image_topic, self._on_image, newest()),
             (CameraInfo, "camera_info", self._on_camera_info, newest()),
             (Image, "mask", self._on_mask, latched()),
         )
@@ -209,7 +209,7 @@ class SamfeatNode(LifecycleNode):
         return ended
 
     def _release(self) -> bool:
-        """Undo on_activate and on_configure; harmless to repeat."""
+        """Undo on_activate and on_configure. May be called twice."""
         ended = self._stop()
         for service in self._own_services:
             self.destroy_service(service)
@@ -223,7 +223,7 @@ class SamfeatNode(LifecycleNode):
     # ---- in: the executor's thread ----
 
     def _on_image(self, msg: Image | CompressedImage) -> None:
-        received = time.monotonic()
+        arrived = time.monotonic()
         self.statistics.received()
         pipeline, outputs, worker = self._pipeline, self._outputs, self._worker
         if pipeline is None or outputs is None or worker is None:
@@ -231,10 +231,10 @@ class SamfeatNode(LifecycleNode):
         elif not self._enabled:
             self.statistics.drop("disabled")
         elif not outputs.wanted():
-            pipeline.reset()  # a track ends where nobody watches it
+            pipeline.reset()  # tracks end while nobody listens
             self.statistics.drop("idle")
         else:
-            worker.submit(_Frame(msg, received))
+            worker.submit(_Arrival(msg, arrived))
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         if self._pipeline is not None:
@@ -273,35 +273,35 @@ class SamfeatNode(LifecycleNode):
 
     # ---- out: the worker's thread ----
 
-    def _process(self, frame: _Frame) -> None:
+    def _process(self, arrival: _Arrival) -> None:
         pipeline, worker = self._pipeline, self._worker
         if pipeline is None or worker is None:
             return
-        queued = time.monotonic() - frame.received
+        queued = time.monotonic() - arrival.time
         try:
-            result = pipeline(frame.msg)
-            if self._worker is worker:  # else the node was deactivated meanwhile, and the frame is of another time
-                self._publish(result, queued)
+            frame = pipeline(arrival.msg)
+            if self._worker is worker:  # else the node was deactivated meanwhile
+                self._publish(frame, queued)
         except ImageError as error:
             self.statistics.drop(error.cause)
             self._warn(error.cause, f"image refused ({error.cause}): {error}")
         except Exception as error:  # the node outlives an engine that fails
             if self.context.ok():
                 self.statistics.drop("failed")
-                self._warn("failed", f"frame lost: {_one_line(error)}")
+                self._warn("failed", f"frame lost: {_describe(error)}")
 
-    def _publish(self, result: Result, queued: float) -> None:
+    def _publish(self, frame: ProcessedFrame, queued: float) -> None:
         start = time.monotonic()
-        restarted, self._had_tracks = result.matches.restarted and self._had_tracks, True
+        matches = frame.matches
+        restarted, self._had_tracks = matches.restarted and self._had_tracks, True
         with self._publishing:
             if self._outputs is None:
                 return
-            self._outputs.publish(result, self.parameters, restarted)
-        seconds = {"queue": queued, **result.seconds, "publish": time.monotonic() - start}
-        matches = result.matches
-        self.statistics.processed(seconds, len(result.features), len(matches), matches.inlier_ratio)
+            self._outputs.publish(frame, self.parameters, restarted)
+        seconds = {"queue": queued, **frame.seconds, "publish": time.monotonic() - start}
+        self.statistics.processed(seconds, len(frame.features), len(matches), matches.inlier_ratio)
 
-    # ---- what it says ----
+    # ---- reports and log lines ----
 
     def _report(self) -> None:
         level, summary, counted = self.statistics.report()
@@ -343,11 +343,6 @@ class SamfeatNode(LifecycleNode):
             logger.info(text)
 
 
-def _compressed(topic: str) -> str:
-    """image_transport's name for the compressed side of an image topic."""
-    return topic if topic.endswith("/compressed") else f"{topic}/compressed"
-
-
 def _read_mask(path: str) -> np.ndarray | None:
     if not path:
         return None
@@ -357,22 +352,22 @@ def _read_mask(path: str) -> np.ndarray | None:
     return mask
 
 
-def _one_line(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     """The message of an error in one line, with its type where it is not one of ours."""
-    text = " ".join(str(error).split()) or "no message"
+    text = one_line(error) or "no message"
     return text if isinstance(error, (SamfeatError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
 def _spin(node: SamfeatNode, executor: SingleThreadedExecutor) -> None:
-    """Spin until the context ends. What ROS refuses costs a line, not the node: Humble and Jazzy raise RCLError, a
-    RuntimeError, out of the executor for a lifecycle request that does not fit the state."""
+    """Spin until the context ends, past errors of ROS: for a lifecycle request that does not fit the state, Humble and
+    Jazzy raise RCLError, a RuntimeError, out of the executor."""
     while rclpy.ok():
         try:
             executor.spin()
         except RuntimeError as error:
             if rclpy.ok():
-                node.get_logger().error(f"refused: {_one_line(error)}")
-                time.sleep(0.1)  # where it stays broken, not a busy loop
+                node.get_logger().error(f"refused: {_describe(error)}")
+                time.sleep(0.1)  # no busy loop where the error persists
 
 
 def main(args: list[str] | None = None) -> int:
@@ -396,16 +391,16 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except (ParameterException, InvalidParameterTypeException, InvalidParameterValueException) as error:
-        print(f"samfeat: {_one_line(error)}", file=sys.stderr)
+        print(f"samfeat: {_describe(error)}", file=sys.stderr)
         code = 2
-    except RuntimeError:  # RCLError: told to end in the middle of a transition
+    except RuntimeError:  # RCLError: the signal came in the middle of a transition
         if rclpy.ok():
             raise
     finally:
         if node is not None:
             ended = node.close()
         rclpy.try_shutdown()
-    if not ended:  # an engine build cannot be interrupted; the robot does not wait for it
+    if not ended:  # building an engine cannot be interrupted, and the robot shall not wait for it
         sys.stderr.flush()
         os._exit(code)
     return code

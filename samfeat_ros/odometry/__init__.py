@@ -1,0 +1,1 @@
+"""A worked example of a back-end: monocular visual odometry on the matches of the node."""

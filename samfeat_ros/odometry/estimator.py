@@ -66,7 +66,7 @@ class Update:
     inliers: int
 
 
-def relative_pose(rays_prev: np.ndarray, rays: np.ndarray, threshold: float) -> tuple[Pose, np.ndarray] | None:
+def estimate_motion(rays_prev: np.ndarray, rays: np.ndarray, threshold: float) -> tuple[Pose, np.ndarray] | None:
     """Motion between two views of one camera by the essential matrix (OpenCV's USAC MAGSAC).
 
     Args:
@@ -118,7 +118,7 @@ class MonocularOdometry:
     Args:
         camera: intrinsics.
         threshold_px: largest reprojection error of an inlier in pixels.
-        min_parallax_deg: angle between two views of a point from which on it is triangulated.
+        min_parallax_deg: smallest angle between two views of a point at which it is triangulated.
         window: keyframes that are adjusted together.
 
     Attributes:
@@ -138,7 +138,7 @@ class MonocularOdometry:
         self._start()
 
     def reset(self) -> None:
-        """Tracks have restarted: the next frames find a first motion again, and go on from the last pose."""
+        """Tracks have restarted: find a first motion again in the next frames, and continue from the last pose."""
         self._start()
 
     def _start(self) -> None:
@@ -164,7 +164,7 @@ class MonocularOdometry:
             ids: (M,) track ids; of an id given twice the first row counts.
             points_prev, points: (M, 2) pixels in the previous frame and in this one.
             stamp_ns, stamp_prev_ns: times of the two frames. Where the previous one is not the frame of the last
-                update (a message was lost), tracks go on by their ids and `points_prev` is not used.
+                update (a message was lost), tracks continue by their ids and `points_prev` is not used.
         """
         contiguous = stamp_prev_ns is None or self._stamp_ns is None or stamp_prev_ns == self._stamp_ns
         self._stamp_ns = stamp_ns
@@ -194,7 +194,7 @@ class MonocularOdometry:
         common = np.isfinite(self._seen[:, 0, 0])
         if common.sum() < _MIN_COMMON:
             return self._bootstrap_again(rays)
-        found = relative_pose(self._seen[common, 0], rays[common], self.threshold)
+        found = estimate_motion(self._seen[common, 0], rays[common], self.threshold)
         if found is not None and (update := self._accept_motion(rays, np.flatnonzero(common), *found)):
             return update
         if len(self._slots) == 1:  # the frame between the oldest and the newest is not kept
@@ -220,7 +220,7 @@ class MonocularOdometry:
         if len(rows) < _MIN_COMMON or inlier.mean() < 0.5 or np.median(angles) < self.min_parallax:
             return None
         origin = self._slots[0]
-        # after a loss the speed before it is the best guess of the scale
+        # after a loss, the speed before it is the best guess of the scale
         known_speed = float(np.linalg.norm(self._step.translation))
         scale = known_speed * self._age if self.pose and known_speed > 0 else 1.0
         motion = Pose(motion.rotation, scale * motion.translation)
@@ -280,7 +280,7 @@ class MonocularOdometry:
         return (pose, inlier) if inlier.sum() >= _MIN_POINTS else None
 
     def _lose(self, predicted: Pose) -> Update:
-        """Go on by constant motion, and look for a first motion again from here."""
+        """Continue by constant motion, and look for a first motion again from here."""
         self.pose = predicted
         self._start()
         return Update(LOST, predicted, 0)
@@ -336,7 +336,7 @@ def adjust_bundle(
         poses: (F) cameras, of which the first `fixed` stay.
         points: (N, 3) world points.
         seen: (N, F, 2) normalised rays, NaN where a point was not seen.
-        scale: residual from which on Huber's weight falls.
+        scale: residual above which Huber's weight falls.
 
     Returns:
         the adjusted poses and points; those given where the step does not lower the cost.

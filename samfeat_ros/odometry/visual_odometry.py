@@ -33,9 +33,11 @@ from samfeat_core.poses import quaternion
 from samfeat_ros.messages import MessageError, camera_from_msg, matches_from_msg, stamp_to_ns
 from samfeat_ros.odometry.estimator import TRACKING, MonocularOdometry, Update
 from samfeat_ros.qos import newest
+from samfeat_ros.stamps import NS_PER_S
+from samfeat_ros.topics import NODE
 
 OPTICAL_TO_REP103 = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
-UNKNOWN = 1e6  # covariance of what one camera cannot tell
+UNKNOWN = 1e6  # covariance where nothing is known
 WARN_PERIOD_S = 5.0
 
 
@@ -61,8 +63,8 @@ class VisualOdometryNode(Node):
         self._tf_message: Any = None
         self._tf_publisher: Any = self._create_tf() if publish_tf else None
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, newest())
-        # every frame counts: what is late is computed late, not left out
-        self.create_subscription(PointCloud2, "samfeat/matches", self._on_matches, QoSProfile(depth=100))
+        # a long queue: late matches are used late, not dropped
+        self.create_subscription(PointCloud2, f"{NODE}/matches", self._on_matches, QoSProfile(depth=100))
         self._reminder = self.create_timer(WARN_PERIOD_S, self._remind)
 
     def _declare(self, name: str, default: Any, description: str) -> Any:
@@ -115,7 +117,7 @@ class VisualOdometryNode(Node):
         if update.status == TRACKING:
             self.get_logger().info(f"tracking {update.inliers} points")
         elif self._status:
-            self.get_logger().warning(f"{update.status}: poses go on by constant motion until there is parallax again")
+            self.get_logger().warning(f"{update.status}: constant motion is assumed until there is parallax again")
         self._status = update.status
 
     def _publish(self, header: Any, stamp_ns: int, update: Update) -> None:
@@ -143,7 +145,7 @@ class VisualOdometryNode(Node):
     def _fill_twist(self, twist: Any, stamp_ns: int, pose: np.ndarray) -> bool:
         """Velocity in the camera's frame from the pose before; False where there is none."""
         last, self._last = self._last, (stamp_ns, pose)
-        if last is None or not 0 < stamp_ns - last[0] < 1_000_000_000:
+        if last is None or not 0 < stamp_ns - last[0] < NS_PER_S:
             return False
         seconds = (stamp_ns - last[0]) * 1e-9
         linear = pose[:3, :3].T @ (pose[:3, 3] - last[1][:3, 3]) / seconds

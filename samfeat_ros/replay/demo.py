@@ -19,26 +19,20 @@ import cv2
 import numpy as np
 import typer
 
-from samfeat_core.engines import ENGINES
-from samfeat_core.errors import SamfeatError
-from samfeat_core.files import write_json
+from samfeat_core.files import write_bytes, write_json
 from samfeat_core.measure import machine, percentiles
-from samfeat_ros.replay.playback import (
-    Answer,
-    Frame,
-    NodeProcess,
-    Playback,
-    PlaybackError,
-    Recording,
-    interrupt_on_signals,
-    prepare_environment,
-)
+from samfeat_ros import node_status
+from samfeat_ros.environment import prepare_environment
+from samfeat_ros.replay.command import DEVICE_HELP, ENGINE_HELP, errors_in_one_line
+from samfeat_ros.replay.interrupts import interrupt_on_signals
+from samfeat_ros.replay.node_process import NodeError, NodeProcess
+from samfeat_ros.replay.playback import Playback, RoundTrip
+from samfeat_ros.replay.recording import ImageMessage, Recording
+from samfeat_ros.stamps import NS_PER_S
 
 REPORT_VERSION = 1
-STAGES = ("queue", "decode", "network", "match", "publish", "total")
 OVERLAY_FRAMES = 24  # played once more, one at a time, for the picture
 OVERLAY_TAIL = 20
-EXIT_INTERRUPTED = 130
 
 
 @dataclass
@@ -50,11 +44,11 @@ class Tally:
     inliers: list[int] = field(default_factory=list)
     inliers_at: dict[int, int] = field(default_factory=dict)  # stamp -> inliers
 
-    def take(self, topic: str, message: Any, answer: Answer | None) -> None:
+    def take(self, topic: str, message: Any, trip: RoundTrip | None) -> None:
         """Callback of `Playback`."""
         from samfeat_ros.messages import keypoints_from_msg, matches_from_msg
 
-        if answer is None:
+        if trip is None:
             return
         if topic == "keypoints":
             self.keypoints.append(len(keypoints_from_msg(message).points))
@@ -62,39 +56,35 @@ class Tally:
             inlier = matches_from_msg(message).inlier
             self.matches.append(len(inlier))
             self.inliers.append(int(inlier.sum()))
-            self.inliers_at[answer.stamp_ns] = self.inliers[-1]
+            self.inliers_at[trip.stamp_ns] = self.inliers[-1]
 
 
 def build_report(recording: Recording, playback: Playback, tally: Tally) -> dict[str, Any]:
     """The numbers of one playback: see the keys."""
-    diagnostics = playback.diagnostics[-1] if playback.diagnostics else {}
-    answers = playback.answers
-    arrived = [time for answer in answers for time in [answer.latency("matches")] if time is not None]
-    seconds = answers[-1].sent - answers[0].sent if len(answers) > 1 else math.nan
+    status, trips = playback.status, playback.round_trips
+    arrived = [latency for trip in trips if (latency := trip.latency("matches")) is not None]
+    seconds = trips[-1].sent - trips[0].sent if len(trips) > 1 else math.nan
     ratios = [inliers / matches for inliers, matches in zip(tally.inliers, tally.matches) if matches]
-    numbers = {key: number(value) for key, value in diagnostics.items()}
-    received = int(numbers.get("frames_in") or 0)
-    drops = {key.removeprefix("dropped_"): int(value) for key, value in numbers.items()
-             if key.startswith("dropped_") and value is not None}  # fmt: skip
+    received = int(status.get("frames_in", 0))
     return {
         "version": REPORT_VERSION,
         "bag": str(recording.bag.path),
         "bag_problems": recording.bag.problems,
         "image_topic": recording.image_topic,
-        "model": diagnostics.get("model"),
-        "device": diagnostics.get("device"),
-        "engine": diagnostics.get("engine"),
+        "model": status.get("model"),
+        "device": status.get("device"),
+        "engine": status.get("engine"),
         "machine": machine(),
-        "frames_in": len(answers),
+        "frames_in": len(trips),
         "frames_received": received,
         "frames_processed": len(arrived),
-        "dropped": len(answers) - len(arrived),
-        "dropped_by_cause": {**drops, "transport": max(0, len(answers) - received)},
+        "dropped": len(trips) - len(arrived),
+        "dropped_by_cause": {**node_status.dropped(status), "transport": max(0, len(trips) - received)},
         "seconds": seconds,
-        "rate_in_hz": (len(answers) - 1) / seconds if seconds else math.nan,
+        "rate_in_hz": (len(trips) - 1) / seconds if seconds else math.nan,
         "rate_out_hz": len(arrived) / seconds if seconds else math.nan,
         "latency_ms": {
-            **{stage: {p: numbers.get(f"latency_{stage}_{p}_ms") for p in ("p50", "p99")} for stage in STAGES},
+            **node_status.latencies(status),
             "image_to_matches": percentiles([1e3 * latency for latency in arrived]),
         },
         "keypoints_median": median(tally.keypoints),
@@ -104,21 +94,13 @@ def build_report(recording: Recording, playback: Playback, tally: Tally) -> dict
     }
 
 
-def number(text: str) -> float | None:
-    """The number that a diagnostics value is, None where it is a word."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def median(values: list[Any]) -> float:
     return float(np.median(values)) if values else math.nan
 
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    causes = ", ".join(f"{count} {cause}" for cause, count in report["dropped_by_cause"].items() if count)
+    causes = _causes(report)
     rows = [
         ("model", f"{report['model']} on {report['device']}, engine {report['engine']}"),
         ("frames in", f"{report['frames_in']} at {_text(report['rate_in_hz'], 1)} Hz"),
@@ -136,23 +118,27 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _causes(report: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {cause}" for cause, count in report["dropped_by_cause"].items() if count)
+
+
 def _text(value: float | None, digits: int = 0) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def within(frames: Iterable[Frame], seconds: float) -> Iterator[Frame]:
-    """The frames of the first seconds of recording."""
+def within(messages: Iterable[ImageMessage], seconds: float) -> Iterator[ImageMessage]:
+    """The images of the first seconds of recording."""
     start = None
-    for frame in frames:
-        start = frame.time_ns if start is None else start
-        if frame.time_ns - start > seconds * 1e9:
+    for message in messages:
+        start = message.time_ns if start is None else start
+        if message.time_ns - start > seconds * NS_PER_S:
             return
-        yield frame
+        yield message
 
 
-def best_stretch(answers: list[Answer], inliers_at: dict[int, int], length: int = OVERLAY_FRAMES) -> tuple[int, int]:
+def best_stretch(trips: list[RoundTrip], inliers_at: dict[int, int], length: int = OVERLAY_FRAMES) -> tuple[int, int]:
     """Indices [begin, end) of the `length` consecutive frames with the most inliers: the best place for a picture."""
-    inliers = np.array([inliers_at.get(answer.stamp_ns, 0) for answer in answers])
+    inliers = np.array([inliers_at.get(trip.stamp_ns, 0) for trip in trips])
     length = min(length, len(inliers))
     if not length:
         return 0, 0
@@ -161,21 +147,27 @@ def best_stretch(answers: list[Answer], inliers_at: dict[int, int], length: int 
     return begin, begin + length
 
 
-def draw_overlay(process: NodeProcess, recording: Recording, stretch: tuple[int, int], path: Path) -> bool:
-    """Play a stretch of frames once more, one at a time, and keep the node's last `~/overlay`. False = none came."""
+def draw_overlay(process: NodeProcess, recording: Recording, stretch: tuple[int, int], path: Path) -> None:
+    """Play a stretch of images once more, one at a time, and keep the node's last `~/overlay`.
+
+    Raises:
+        NodeError: no overlay came.
+    """
     from samfeat_ros.image_input import image_from_msg
 
     pictures: list[np.ndarray] = []
 
-    def take(topic: str, message: Any, answer: Answer | None) -> None:
-        if answer is not None:
+    def take(topic: str, message: Any, trip: RoundTrip | None) -> None:
+        if trip is not None:
             pictures[:] = [image_from_msg(message)]
 
-    frames = list(islice(recording.frames(), *stretch))
-    with Playback(process, recording.image_type, ["overlay"], take) as playback:
-        playback.wait_until_ready(*frames[:1])
-        playback.play(frames, rate=None)
-    return bool(pictures) and cv2.imwrite(str(path), pictures[0])
+    messages = list(islice(recording.messages(), *stretch))
+    with Playback(process, ["overlay"], take) as playback:
+        playback.wait_until_ready(*messages[:1])
+        playback.play(messages, rate=None)
+    if not pictures:
+        raise NodeError("the node sent no overlay")
+    write_bytes(path, cv2.imencode(".png", pictures[0])[1].tobytes())
 
 
 def run(
@@ -187,30 +179,27 @@ def run(
         the report.
 
     Raises:
-        PlaybackError: the node failed, or gave nothing back.
+        NodeError: the node failed, or gave nothing back.
         BagError: the recording holds no readable image.
     """
     from tqdm import tqdm
 
     output.mkdir(parents=True, exist_ok=True)
+    picture = output / "overlay.png"
+    picture.unlink(missing_ok=True)
     tally = Tally()
-    compressed = recording.image_type.endswith("CompressedImage")
-    first = [recording.first, *islice(recording.frames(), 1, 5)]
+    first = [recording.first, *islice(recording.messages(), 1, 5)]
     typer.echo(f"starting the node; {recording.bag.path} has {recording.count} images on {recording.image_topic}")
-    with NodeProcess(parameters, compressed=compressed, timeout=timeout, log=output / "node.log") as process:
-        with Playback(process, recording.image_type, on_message=tally.take) as playback:
+    with NodeProcess(parameters, recording.image_type, timeout, output / "node.log") as process:
+        with Playback(process, on_message=tally.take) as playback:
             playback.wait_until_ready(*first)
             with tqdm(desc="playing", total=recording.count, unit="frame") as bar:
-                playback.play(within(recording.frames(), seconds), rate, on_frame=lambda _: bar.update())
+                playback.play(within(recording.messages(), seconds), rate, on_frame=bar.update)
             report = build_report(recording, playback, tally)
-            answers = playback.answers
         if not report["frames_processed"]:
-            causes = ", ".join(f"{n} {cause}" for cause, n in report["dropped_by_cause"].items() if n) or "no answer"
-            raise PlaybackError(f"none of {report['frames_in']} images gave keypoints and matches ({causes})")
-        picture = output / "overlay.png"
-        picture.unlink(missing_ok=True)
-        if not draw_overlay(process, recording, best_stretch(answers, tally.inliers_at), picture):
-            raise PlaybackError("the node sent no overlay")
+            causes = _causes(report) or "no answer"
+            raise NodeError(f"none of {report['frames_in']} images gave keypoints and matches ({causes})")
+        draw_overlay(process, recording, best_stretch(playback.round_trips, tally.inliers_at), picture)
     write_json(output / "report.json", report)
     return report
 
@@ -228,8 +217,8 @@ def demo(
     seconds: float = typer.Option(60.0, min=0.1, help="Play at most that much of the recording."),
     model: str = typer.Option("samfeat-nano", help="Network of the node."),
     weights: str = typer.Option("", help="Weights file; empty = the shipped ones."),
-    device: str = typer.Option("cpu", help="auto, cpu or cuda."),
-    engine: str = typer.Option("auto", help=", ".join(ENGINES)),
+    device: str = typer.Option("cpu", help=DEVICE_HELP),
+    engine: str = typer.Option("auto", help=ENGINE_HELP),
     max_keypoints: int = typer.Option(1024, min=1, help="Largest number of keypoints per frame."),
     timeout: float = typer.Option(120.0, min=1, help="Seconds until the node must have answered a first image."),
 ) -> None:
@@ -238,21 +227,12 @@ def demo(
     prepare_environment()
     parameters = {"model": model, "weights": weights, "device": device, "engine": engine,
                   "max_keypoints": max_keypoints, "overlay_tail": OVERLAY_TAIL}  # fmt: skip
-    try:
+    with errors_in_one_line("demo"):
         recording = Recording(bag, image_topic, camera_info_topic)
         report = run(recording, parameters, output, rate, seconds, timeout)
-    except SamfeatError as error:
-        typer.echo(f"demo: {error}", err=True)
-        raise typer.Exit(1) from error
-    except ImportError as error:
-        typer.echo(f"demo: {error}; source a ROS 2 installation, or run `make demo`", err=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        typer.echo("demo: interrupted; the node has been ended", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    typer.echo(f"\n{table(report)}\n\n{output / 'report.json'}\n{output / 'overlay.png'}")
-    for problem in recording.bag.problems:
-        typer.echo(f"note: {problem}", err=True)
+        typer.echo(f"\n{table(report)}\n\n{output / 'report.json'}\n{output / 'overlay.png'}")
+        for problem in recording.bag.problems:
+            typer.echo(f"note: {problem}", err=True)
 
 
 def main() -> None:

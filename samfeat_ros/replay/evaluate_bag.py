@@ -7,32 +7,31 @@ Plays a bag to the real node over ROS, runs classic front-ends on the same frame
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import typer
 import yaml
 from tqdm import tqdm
 
-from samfeat_core.engines import ENGINES
 from samfeat_core.errors import SamfeatError
+from samfeat_core.files import write_json
+from samfeat_ros.environment import prepare_environment
+from samfeat_ros.replay.command import DEVICE_HELP, ENGINE_HELP, FAILED, UsageError, errors_in_one_line
+from samfeat_ros.replay.interrupts import interrupt_on_signals
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the rest imports ROS, which prepare_environment must precede
     from samfeat_ros.replay.evaluation.footage import Footage
     from samfeat_ros.replay.evaluation.ground_truth import GroundTruth
     from samfeat_ros.replay.evaluation.metrics import Truth
+    from samfeat_ros.replay.evaluation.node_run import ModelChoice
     from samfeat_ros.replay.evaluation.runs import Run
 
-FAILED, INTERRUPTED = 1, 130
-# What the classic front-ends share with the node, as they name it -> the node's parameter.
-CHECKS = {"threshold_px": "inlier_threshold", "max_gap_s": "max_gap"}
+# What the classic front-ends share with the node: their argument -> the node's parameter.
+SHARED_PARAMETERS = {"threshold_px": "inlier_threshold", "max_gap_s": "max_gap"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class OptionError(SamfeatError):
-    """An option's value is not possible. One line."""
 
 
 @app.command()
@@ -53,29 +52,25 @@ def evaluate(
     min_baseline: float = typer.Option(0.01, help="Metres two cameras must be apart for the errors of motion."),
     gaps: str = typer.Option("1,5,10", help="Frame gaps of the relative pose errors."),
     model: list[str] = typer.Option(["samfeat-nano"], help="NAME or NAME=WEIGHTS_FILE; repeat for more; none."),
-    baseline: str = typer.Option("orb,sift,lk", help="Classic front-ends in the same run: orb, sift, lk; none."),
+    classic: str = typer.Option("orb,sift,lk", help="Classic front-ends in the same run: orb, sift, lk; none."),
     rate: str = typer.Option("1.0", help="Times the recorded speed, or max: every frame, one in flight."),
     keypoints: int = typer.Option(1024, min=8, max=16384, help="Keypoint budget of everyone."),
-    device: str = typer.Option("auto", help="Device of the models: auto, cpu or cuda."),
-    engine: str = typer.Option("auto", help=", ".join(ENGINES)),
+    device: str = typer.Option("auto", help=f"Device of the models: {DEVICE_HELP}"),
+    engine: str = typer.Option("auto", help=f"Engine of the models: {ENGINE_HELP}"),
     parameter: list[str] = typer.Option([], help="Further parameter of the node, NAME=VALUE; repeat for more."),
     rectified: bool = typer.Option(False, help="The images are rectified: take P of CameraInfo, and no distortion."),
     limit: int = typer.Option(None, min=1, help="Use only the first so many images."),
     output: Path = typer.Option(None, help="Folder of the report; default: out/evaluate_bag/<name of the bag>."),
 ) -> None:
     """Evaluate visual front-ends on a recording."""
-    from samfeat_ros.image_input import FULL_SCALE_16BIT
-    from samfeat_ros.replay.playback import interrupt_on_signals, prepare_environment
-
     prepare_environment()
     interrupt_on_signals()
-    try:
-        folder = output or Path("out", "evaluate_bag", bag.resolve().name)
+    with errors_in_one_line("evaluate_bag"):
         speed = _rate(rate)
-        shared = {**_parameters(parameter), "device": device, "engine": engine, "rectified": rectified}
-        models, baselines = _models(model, shared), _baselines(baseline)
-        if not models and not baselines:
-            raise OptionError("neither a model nor a baseline is asked for")
+        parameters = {**_parameters(parameter), "device": device, "engine": engine, "rectified": rectified}
+        models, classics = _models(model, parameters), _classics(classic)
+        if not models and not classics:
+            raise UsageError("neither a model nor a classic front-end is asked for")
         settings = {
             "rate": "max" if speed is None else speed,
             "keypoints": keypoints,
@@ -86,22 +81,19 @@ def evaluate(
             "rectified": rectified,
             "limit": limit,
         }
-        full_scale = shared.get("full_scale_16bit", FULL_SCALE_16BIT)
-        footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, rectified, limit, full_scale)
+        camera_in_body = _extrinsics(extrinsics)
+        footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, limit, parameters)
         try:
-            known = _ground_truth(footage, ground_truth, settings) if ground_truth else (None, None)
+            known: tuple[GroundTruth | None, Truth | None] = (None, None)
+            if ground_truth:
+                known = _ground_truth(footage, ground_truth, camera_in_body, settings)
+            folder = output or Path("out", "evaluate_bag", bag.resolve().name)
             folder.mkdir(parents=True, exist_ok=True)
-            checks = {name: float(shared[key]) for name, key in CHECKS.items() if key in shared}
-            runs, failures = _run_all(models, baselines, footage, keypoints, speed, folder, checks)
+            shared = {name: float(parameters[key]) for name, key in SHARED_PARAMETERS.items() if key in parameters}
+            runs, failures = _run_all(models, classics, footage, keypoints, speed, folder, shared)
             _report(footage, known, runs, failures, settings, folder)
         finally:
-            footage.recording.close()
-    except (SamfeatError, OSError) as error:
-        print(f"evaluate_bag: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:
-        print("evaluate_bag: interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+            footage.close()
     if failures:
         raise typer.Exit(FAILED)
 
@@ -111,30 +103,31 @@ def _open_footage(
     image_topic: str | None,
     camera_info_topic: str | None,
     camera_info: Path | None,
-    rectified: bool,
     limit: int | None,
-    full_scale_16bit: int,
+    parameters: dict[str, Any],
 ) -> Footage:
+    from samfeat_ros.node.parameters import Parameters
     from samfeat_ros.replay.evaluation.footage import Footage
-    from samfeat_ros.replay.playback import Recording
+    from samfeat_ros.replay.recording import Recording
 
     recording = Recording(bag, image_topic, camera_info_topic, limit)
+    full_scale = parameters.get("full_scale_16bit", Parameters.full_scale_16bit)
     with _bar("reading", recording.count) as bar:
-        footage = Footage(recording, camera_info, rectified, bar.update, full_scale_16bit)
+        footage = Footage(recording, camera_info, parameters["rectified"], bar.update, full_scale)
     for line in footage.problems:
-        print(f"warning: {line}", file=sys.stderr)
+        _warn(line)
     return footage
 
 
-def _ground_truth(footage: Footage, source: str, settings: dict[str, Any]) -> tuple[GroundTruth, Truth]:
+def _ground_truth(
+    footage: Footage, source: str, camera_in_body: np.ndarray, settings: dict[str, Any]
+) -> tuple[GroundTruth, Truth]:
     """Ground truth, and its pose for every frame that has one."""
-    import numpy as np
-
-    from samfeat_ros.replay.evaluation.ground_truth import GroundTruthError, parse_extrinsics, read_ground_truth
+    from samfeat_ros.replay.evaluation.ground_truth import GroundTruthError, read_ground_truth
     from samfeat_ros.replay.evaluation.metrics import Truth
 
     truth = read_ground_truth(source, footage.bag, footage.total, cut=settings["limit"] is not None)
-    truth = truth.with_camera_at(parse_extrinsics(settings["extrinsics"]))
+    truth = truth.with_camera_at(camera_in_body)
     stamps = np.array([frame.stamp_ns for frame in footage.frames])
     numbers = np.array([frame.number for frame in footage.frames])
     poses = truth.at(stamps, numbers, settings["tolerance_s"])
@@ -144,37 +137,37 @@ def _ground_truth(footage: Footage, source: str, settings: dict[str, Any]) -> tu
         within = f"none lies within {settings['tolerance_s']} s of a frame"
         raise GroundTruthError(f"{truth.source}: poses are of {spans[0]}, the images of {spans[1]}: {within}")
     if len(found) < len(footage.frames):
-        print(f"warning: {len(footage.frames) - len(found)} frames have no ground truth", file=sys.stderr)
+        _warn(f"{len(footage.frames) - len(found)} frames have no ground truth")
     return truth, Truth(found, settings["min_baseline_m"])
 
 
 def _run_all(
-    models: list[Any],
-    baselines: list[str],
+    models: list[ModelChoice],
+    classics: list[str],
     footage: Footage,
     keypoints: int,
     rate: float | None,
     folder: Path,
-    checks: dict[str, float],
+    shared: dict[str, float],
 ) -> tuple[list[Run], dict[str, str]]:
     """Runs of all front-ends; what failed, with the reason."""
-    from samfeat_ros.replay.evaluation.baselines import run_baseline
+    from samfeat_ros.replay.evaluation.classic import run_classic
     from samfeat_ros.replay.evaluation.node_run import run_model
 
     runs: list[Run] = []
     failures: dict[str, str] = {}
-    for choice in models:
-        log = folder / f"node_{len(runs) + len(failures)}_{choice.name}.log"
+    for number, choice in enumerate(models):
+        log = folder / f"node_{number}_{choice.name}.log"
         with _bar(choice.label, len(footage.frames)) as bar:
             try:
                 runs.append(run_model(choice, footage, keypoints, rate, bar.update, log))
             except SamfeatError as error:
                 failures[choice.label] = str(error)
-    for name in baselines:
+    for name in classics:
         with _bar(name, len(footage.frames)) as bar:
-            runs.append(run_baseline(name, footage, keypoints, rate, bar.update, **checks))
-    failures.update({run.name: "no frame was processed" for run in runs if not run.records})
-    return [run for run in runs if run.records], failures
+            runs.append(run_classic(name, footage, keypoints, rate, bar.update, **shared))
+    failures.update({run.name: "no frame was processed" for run in runs if not run.frames})
+    return [run for run in runs if run.frames], failures
 
 
 def _report(
@@ -185,14 +178,15 @@ def _report(
     settings: dict[str, Any],
     folder: Path,
 ) -> None:
-    from samfeat_core.files import write_json
+    """Judge the runs, and write the reports."""
+    from samfeat_ros.replay.evaluation.footage import FootageError
     from samfeat_ros.replay.evaluation.page import write_page
     from samfeat_ros.replay.evaluation.report import build_report, evaluate_run, text_table, where_classic_wins
 
     for name, reason in failures.items():
-        print(f"evaluate_bag: {name}: {reason}", file=sys.stderr)
+        typer.echo(f"evaluate_bag: {name}: {reason}", err=True)
     if not runs:
-        raise OptionError(f"{footage.bag.path}: nothing could be evaluated")
+        raise FootageError(f"{footage.bag.path}: nothing could be evaluated")
     evaluated = []
     with _bar("judging", len(runs)) as bar:
         for run in runs:
@@ -201,14 +195,18 @@ def _report(
     report = build_report(footage, *known, evaluated, failures, settings)
     write_json(folder / "report.json", report)
     write_page(report, evaluated, footage, folder / "report.html")
-    print(text_table(report))
+    typer.echo(text_table(report))
     if wins := where_classic_wins(report):
-        print("A classic front-end is better than every model in:", *wins, sep="\n  ")
-    print(f"report: {folder / 'report.html'} and report.json")
+        typer.echo("\n  ".join(["A classic front-end is better than every model in:", *wins]))
+    typer.echo(f"report: {folder / 'report.html'} and report.json")
 
 
 def _bar(name: str, count: int) -> tqdm:
     return tqdm(total=count, desc=name, unit="", leave=False, dynamic_ncols=True)
+
+
+def _warn(line: str) -> None:
+    typer.echo(f"warning: {line}", err=True)
 
 
 def _rate(text: str) -> float | None:
@@ -219,7 +217,7 @@ def _rate(text: str) -> float | None:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise OptionError(f"--rate {text!r}: expected a positive number or max")
+        raise UsageError(f"--rate {text!r}: expected a positive number or max")
     return value
 
 
@@ -229,11 +227,20 @@ def _gaps(text: str) -> list[int]:
     except ValueError:
         values = [0]
     if values[0] < 1:
-        raise OptionError(f"--gaps {text!r}: expected whole numbers from 1 on, as in 1,5,10")
+        raise UsageError(f"--gaps {text!r}: expected whole numbers from 1 on, as in 1,5,10")
     return values
 
 
-def _models(names: list[str], parameters: dict[str, Any]) -> list[Any]:
+def _extrinsics(text: str) -> np.ndarray:
+    from samfeat_ros.replay.evaluation.ground_truth import GroundTruthError, parse_extrinsics
+
+    try:
+        return parse_extrinsics(text)
+    except GroundTruthError as error:
+        raise UsageError(f"--{error}") from None
+
+
+def _models(names: list[str], parameters: dict[str, Any]) -> list[ModelChoice]:
     from samfeat_ros.replay.evaluation.node_run import ModelChoice
 
     choices = []
@@ -242,17 +249,17 @@ def _models(names: list[str], parameters: dict[str, Any]) -> list[Any]:
         if name in ("", "none"):
             continue
         if weights and not Path(weights).is_file():
-            raise OptionError(f"--model {text!r}: there is no file {weights}")
+            raise UsageError(f"--model {text!r}: there is no file {weights}")
         choices.append(ModelChoice(name, str(Path(weights).resolve()) if weights else "", parameters))
     return choices
 
 
-def _baselines(text: str) -> list[str]:
-    from samfeat_ros.replay.evaluation.baselines import BASELINES
+def _classics(text: str) -> list[str]:
+    from samfeat_ros.replay.evaluation.classic import FRONT_ENDS
 
     names = [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
-    if unknown := [name for name in names if name not in BASELINES]:
-        raise OptionError(f"--baseline {unknown[0]!r}: expected some of {', '.join(BASELINES)}, or none")
+    if unknown := [name for name in names if name not in FRONT_ENDS]:
+        raise UsageError(f"--classic {unknown[0]!r}: expected some of {', '.join(FRONT_ENDS)}, or none")
     return list(dict.fromkeys(names))
 
 
@@ -261,17 +268,17 @@ def _parameters(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator or not name:
-            raise OptionError(f"--parameter {text!r}: expected NAME=VALUE")
+            raise UsageError(f"--parameter {text!r}: expected NAME=VALUE")
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise OptionError(f"--parameter {text!r}: the value is not YAML") from None
+            raise UsageError(f"--parameter {text!r}: the value is not YAML") from None
     return values
 
 
 def main() -> None:
     """Executable `evaluate_bag`; exit code 0 = all that was asked for is evaluated, 1 = not, 2 = wrong usage."""
-    app()
+    app(prog_name="evaluate_bag")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,18 @@ import cv2
 import numpy as np
 import typer
 
-from samfeat_core.errors import FileError, SamfeatError
+from samfeat_core.errors import FileError
 from samfeat_core.files import read_image
 from samfeat_core.poses import quaternion
 from samfeat_core.sequence import ImageSequence
+from samfeat_ros.replay.bags import typestore
+from samfeat_ros.replay.command import UsageError, errors_in_one_line
+from samfeat_ros.stamps import NS_PER_S, split_ns
+from samfeat_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TRANSPORTS, transport_topic
 
 ENCODINGS = ("auto", "mono8", "bgr8", "rgb8")
 FORMATS = ("raw", "jpeg", "png")
+POSE_STAMPED = "geometry_msgs/msg/PoseStamped"
 METADATA_VERSION: Literal[8] = 8  # the newest that rosbag2 of Humble reads too
 
 
@@ -45,19 +50,18 @@ class _Messages:
         self.encoding, self.form = encoding, form
 
     def header(self, stamp_ns: int, frame_id: str) -> Any:
-        time = self.types["builtin_interfaces/msg/Time"](sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+        time = self.types["builtin_interfaces/msg/Time"](*split_ns(stamp_ns))
         return self.types["std_msgs/msg/Header"](stamp=time, frame_id=frame_id)
 
     def image(self, index: int, stamp_ns: int) -> Any:
         path, header = self.sequence.images[index], self.header(stamp_ns, self.frame_id)
         if self.form != "raw":
-            compressed = self.types["sensor_msgs/msg/CompressedImage"]
-            return compressed(header=header, format=self.form, data=self._compressed(path))
+            return self.types[COMPRESSED_IMAGE](header=header, format=self.form, data=self._compressed(path))
         image = self._pixels(path)
         height, width = image.shape[:2]
         channels = 1 if image.ndim == 2 else 3
         encoding = self.encoding if self.encoding != "auto" else ("mono8" if channels == 1 else "bgr8")
-        return self.types["sensor_msgs/msg/Image"](
+        return self.types[IMAGE](
             header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=width * channels,
             data=np.ascontiguousarray(image).reshape(-1),
         )  # fmt: skip
@@ -84,7 +88,7 @@ class _Messages:
         region = self.types["sensor_msgs/msg/RegionOfInterest"](
             x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
         )
-        return self.types["sensor_msgs/msg/CameraInfo"](
+        return self.types[CAMERA_INFO](
             header=self.header(stamp_ns, self.frame_id), height=height, width=width, distortion_model="plumb_bob",
             d=np.zeros(5), k=self.sequence.projection[:, :3].reshape(-1), r=np.eye(3).reshape(-1),
             p=self.sequence.projection.reshape(-1), binning_x=0, binning_y=0, roi=region,
@@ -96,7 +100,7 @@ class _Messages:
         point = self.types["geometry_msgs/msg/Point"](*map(float, matrix[:3, 3]))
         turn = self.types["geometry_msgs/msg/Quaternion"](*quaternion(matrix[:3, :3]))
         pose = self.types["geometry_msgs/msg/Pose"](position=point, orientation=turn)
-        return self.types["geometry_msgs/msg/PoseStamped"](header=self.header(stamp_ns, self.world), pose=pose)
+        return self.types[POSE_STAMPED](header=self.header(stamp_ns, self.world), pose=pose)
 
 
 def write_bag(
@@ -113,6 +117,7 @@ def write_bag(
     start: float = 0.0,
     limit: int | None = None,
     ground_truth: bool = True,
+    overwrite: bool = False,
 ) -> Iterator[int]:
     """Write the bag folder `output`, yielding the index of every frame that is written.
 
@@ -123,24 +128,20 @@ def write_bag(
         start: seconds added to all times.
         limit: write only that many frames.
         ground_truth: write the poses, where there are any.
+        overwrite: replace a folder that is there, when the new one is whole.
 
     Raises:
-        FileError: an image is unreadable or of another size, or the bag cannot be written; nothing is left then.
+        FileError: an image is unreadable or of another size, or the bag cannot be written. All is as before then.
     """
     from rosbags.rosbag2 import StoragePlugin, Writer
-    from rosbags.typesys import Stores, get_typestore
 
-    store = get_typestore(Stores.ROS2_JAZZY)
+    store = typestore()
     messages = _Messages(store, sequence, frame_id, world_frame_id, encoding, form)
-    topics = {
-        f"{image_topic}/compressed" if form != "raw" else image_topic: (
-            "sensor_msgs/msg/CompressedImage" if form != "raw" else "sensor_msgs/msg/Image"
-        ),
-        camera_info_topic: "sensor_msgs/msg/CameraInfo",
-    }
+    transport = "raw" if form == "raw" else "compressed"
+    topics = {transport_topic(image_topic, transport): TRANSPORTS[transport], camera_info_topic: CAMERA_INFO}
     with_poses = ground_truth and sequence.poses is not None
     if with_poses:
-        topics[ground_truth_topic] = "geometry_msgs/msg/PoseStamped"
+        topics[ground_truth_topic] = POSE_STAMPED
     # written beside its place and moved there when it is whole
     unfinished = output.parent / f".{output.name}.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -152,14 +153,16 @@ def write_bag(
                 for topic, kind in topics.items()
             ]
             for index, time in enumerate(times[:limit]):
-                stamp = round((float(time) + start) * 1e9)
+                stamp = round((float(time) + start) * NS_PER_S)
                 batch = [messages.image(index, stamp), messages.camera_info(stamp)]
                 if with_poses:
                     batch.append(messages.pose(index, stamp))
-                # CameraInfo and pose first: who takes the image has what belongs to it
+                # CameraInfo and pose first: a reader that has the image has what belongs to it
                 for connection, message in reversed(list(zip(connections, batch))):
                     writer.write(connection, stamp, store.serialize_cdr(message, connection.msgtype))
                 yield index
+        if overwrite:
+            shutil.rmtree(output, ignore_errors=True)
         (unfinished / output.name).rename(output)
     except OSError as error:
         raise FileError(f"{output}: cannot be written ({error.strerror or error})") from error
@@ -190,28 +193,23 @@ def sequence_to_bag(
     """Turn a folder of images with calibration, poses and times into a ROS 2 bag."""
     from tqdm import tqdm
 
-    try:
+    with errors_in_one_line("sequence_to_bag"):
         if encoding not in ENCODINGS:
-            raise FileError(f"--encoding {encoding}: expected one of {', '.join(ENCODINGS)}")
+            raise UsageError(f"--encoding {encoding}: expected one of {', '.join(ENCODINGS)}")
         if compress not in FORMATS:
-            raise FileError(f"--format {compress}: expected one of {', '.join(FORMATS)}")
+            raise UsageError(f"--format {compress}: expected one of {', '.join(FORMATS)}")
         if output.exists() and not (overwrite and (output / "metadata.yaml").is_file()):
             raise FileError(f"{output}: exists already; --overwrite replaces a bag")
         sequence = ImageSequence.read(folder)
         times = frame_times(sequence, rate)
-        if overwrite:
-            shutil.rmtree(output, ignore_errors=True)
         frames = write_bag(
             sequence, output, times, image_topic, camera_info_topic, ground_truth_topic, frame_id, world_frame_id,
-            encoding, compress, start, limit, ground_truth,
+            encoding, compress, start, limit, ground_truth, overwrite,
         )  # fmt: skip
         total = min(len(sequence), limit or len(sequence))
         for _ in tqdm(frames, desc=output.name, total=total, unit="frame"):
             pass
-    except SamfeatError as error:
-        typer.echo(f"sequence_to_bag: {error}", err=True)
-        raise typer.Exit(1) from error
-    typer.echo(f"{output}: {total} frames of {sequence.image_size[0]}x{sequence.image_size[1]}")
+        typer.echo(f"{output}: {total} frames of {sequence.image_size[0]}x{sequence.image_size[1]}")
 
 
 def main() -> None:

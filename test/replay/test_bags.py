@@ -15,7 +15,9 @@ from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from samfeat_ros.replay.bags import IMAGE_TYPES, Bag, BagError, decode, stamp_ns
+from samfeat_ros.replay.bags import Bag, BagError, decode
+from samfeat_ros.stamps import stamp_to_ns
+from samfeat_ros.topics import IMAGE_TYPES
 
 FOREIGN = Path(__file__).resolve().parents[3] / "shared" / "data" / "bags"
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -104,7 +106,7 @@ def test_every_kind_of_bag_reads_the_same(bags, kind):
     for index, message in enumerate(messages):
         image = decode(message)
         assert (image.height, image.width, image.encoding, image.step) == (24, 32, "mono8", 32)
-        assert stamp_ns(image.header) == message.time_ns
+        assert stamp_to_ns(image.header.stamp) == message.time_ns
         np.testing.assert_array_equal(image.data, _image(index).data)
 
 

@@ -16,7 +16,8 @@ pytest.importorskip("rclpy")
 from recordings import FRAMES, is_running, make_bag, sliding_window  # noqa: E402
 
 from samfeat_ros.replay.demo import best_stretch, table, within  # noqa: E402
-from samfeat_ros.replay.playback import Answer, Frame  # noqa: E402
+from samfeat_ros.replay.playback import RoundTrip  # noqa: E402
+from samfeat_ros.replay.recording import ImageMessage  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,16 +144,16 @@ def test_no_bag_is_said(tmp_path):
 
 
 def test_the_picture_is_taken_where_most_inliers_are():
-    answers = [Answer(stamp, 0.0) for stamp in range(100)]
+    trips = [RoundTrip(stamp, 0.0) for stamp in range(100)]
     inliers = {stamp: 50 + 40 * (60 <= stamp < 84) for stamp in range(100)}
-    assert best_stretch(answers, inliers, 24) == (60, 84)
-    assert best_stretch(answers[:5], inliers, 24) == (0, 5)
+    assert best_stretch(trips, inliers, 24) == (60, 84)
+    assert best_stretch(trips[:5], inliers, 24) == (0, 5)
     assert best_stretch([], {}) == (0, 0)
 
 
 def test_only_the_first_seconds_are_played():
-    frames = [Frame(i, round(i * 0.1e9) + 5 * 10**9, b"") for i in range(50)]
-    assert len(list(within(frames, 2.0))) == 21
+    messages = [ImageMessage(i, round(i * 0.1e9) + 5 * 10**9, b"") for i in range(50)]
+    assert len(list(within(messages, 2.0))) == 21
 
 
 def test_a_report_without_numbers_is_valid_json_and_a_table():

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 from samfeat_core.errors import SamfeatError
 from samfeat_ros.replay.evaluate_bag import app
 from samfeat_ros.replay.evaluation.footage import Footage
-from samfeat_ros.replay.playback import Recording
+from samfeat_ros.replay.recording import Recording
 
-CLASSIC = ["--model", "none", "--baseline", "lk", "--rate", "max", "--keypoints", "150"]
+CLASSIC = ["--model", "none", "--classic", "lk", "--rate", "max", "--keypoints", "150"]
 
 
 @pytest.fixture(autouse=True)
@@ -50,14 +50,14 @@ def bag(tmp_path_factory) -> Path:
     return write_bag(tmp_path_factory.mktemp("bag") / "wall")
 
 
-def test_model_and_baseline_with_ground_truth(bag, weights, tmp_path):
+def test_model_and_classic_with_ground_truth(bag, weights, tmp_path):
     """Every frame through the node, twice: the same to the bit; the report says how well."""
     digests = []
     for name in ("first", "second"):
         code, out, err = evaluate(
             bag, "--ground-truth", "/pose",
             "--model", f"samfeat-nano={weights}", "--device", "cpu", "--engine", "eager",
-            "--parameter", "threshold=0.0", "--baseline", "orb", "--rate", "max", "--keypoints", 200,
+            "--parameter", "threshold=0.0", "--classic", "orb", "--rate", "max", "--keypoints", 200,
             "--output", tmp_path / name,
         )  # fmt: skip
         assert code == 0, err
@@ -66,7 +66,7 @@ def test_model_and_baseline_with_ground_truth(bag, weights, tmp_path):
     assert digests[0] == digests[1]
     assert (tmp_path / "first" / "report.html").stat().st_size > 10_000
     model, orb = report["runs"]
-    assert (model["kind"], orb["kind"]) == ("model", "baseline")
+    assert (model["kind"], orb["kind"]) == ("model", "classic")
     assert model["frames_processed"] == orb["frames_processed"] == 12 and model["dropped"] == {}
     assert model["latency_ms"]["p50"] > 0 and set(model["stages_ms"]) >= {"decode", "network", "match"}
     assert model["memory_mb"] > 10 and model["details"]["engine"] == "eager"
@@ -78,7 +78,7 @@ def test_at_the_recorded_rate(bag, weights, tmp_path):
     """Frames come as recorded; those that the node does not answer are counted."""
     code, _, err = evaluate(
         bag, "--model", f"samfeat-nano={weights}", "--device", "cpu", "--engine", "eager",
-        "--parameter", "threshold=0.0", "--baseline", "none", "--rate", 2.0, "--keypoints", 100, "--output", tmp_path,
+        "--parameter", "threshold=0.0", "--classic", "none", "--rate", 2.0, "--keypoints", 100, "--output", tmp_path,
     )  # fmt: skip
     assert code == 0, err
     (run,) = json.loads((tmp_path / "report.json").read_text())["runs"]
@@ -87,9 +87,7 @@ def test_at_the_recorded_rate(bag, weights, tmp_path):
 
 
 def test_a_model_that_cannot_be_is_said_and_the_rest_is_evaluated(bag, tmp_path):
-    code, out, err = evaluate(
-        bag, "--model", "no-such-model", "--baseline", "lk", "--rate", "max", "--output", tmp_path
-    )
+    code, out, err = evaluate(bag, "--model", "no-such-model", "--classic", "lk", "--rate", "max", "--output", tmp_path)
     assert code == 1 and "no-such-model" in err and "Traceback" not in err
     report = json.loads((tmp_path / "report.json").read_text())
     assert [run["name"] for run in report["runs"]] == ["lk"] and "no-such-model" in report["failures"]
@@ -107,26 +105,32 @@ def test_kitti_ground_truth_and_limit(bag, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("code", "arguments", "expected"),
     [
-        (["--image-topic", "/nope"], "has no topic '/nope'; Image or CompressedImage topics there: /camera/image_raw"),
-        (["--image-topic", "/pose"], "is of type geometry_msgs/msg/PoseStamped"),
-        (["--camera-info-topic", "/nope"], "CameraInfo topics there: /camera/camera_info"),
-        (["--ground-truth", "/nope"], "PoseStamped"),
-        (["--rate", "fast"], "--rate 'fast'"),
-        (["--rate", "-1"], "--rate '-1'"),
-        (["--gaps", "0"], "--gaps '0'"),
-        (["--baseline", "surf"], "--baseline 'surf'"),
-        (["--baseline", "none"], "neither a model nor a baseline"),
-        (["--model", "samfeat-nano=/no/such.safetensors"], "there is no file"),
-        (["--parameter", "threshold"], "expected NAME=VALUE"),
-        (["--extrinsics", "1 2", "--ground-truth", "/pose"], "expected 'x y z qx qy qz qw'"),
-        (["--camera-info", "/no/such.yaml"], "/no/such.yaml"),
+        (
+            1,
+            ["--image-topic", "/nope"],
+            "has no topic '/nope'; Image or CompressedImage topics there: /camera/image_raw",
+        ),
+        (1, ["--image-topic", "/pose"], "is of type geometry_msgs/msg/PoseStamped"),
+        (1, ["--camera-info-topic", "/nope"], "CameraInfo topics there: /camera/camera_info"),
+        (1, ["--camera-info", "/no/such.yaml"], "/no/such.yaml"),
+        (1, ["--ground-truth", "/nope"], "PoseStamped"),
+        (2, ["--rate", "fast"], "--rate 'fast'"),
+        (2, ["--rate", "-1"], "--rate '-1'"),
+        (2, ["--gaps", "0"], "--gaps '0'"),
+        (2, ["--classic", "surf"], "--classic 'surf'"),
+        (2, ["--classic", "none"], "neither a model nor a classic front-end"),
+        (2, ["--model", "samfeat-nano=/no/such.safetensors"], "there is no file"),
+        (2, ["--parameter", "threshold"], "expected NAME=VALUE"),
+        (2, ["--extrinsics", "1 2"], "--extrinsics '1 2': expected 'x y z qx qy qz qw'"),
     ],
 )
-def test_wrong_options_are_one_line(bag, tmp_path, arguments, expected):
-    code, _, err = evaluate(bag, *CLASSIC, *arguments, "--output", tmp_path / "out")
-    assert code == 1 and expected in err and "Traceback" not in err
+def test_wrong_options_are_one_line(bag, tmp_path, code, arguments, expected):
+    ended, _, err = evaluate(bag, *CLASSIC, *arguments, "--output", tmp_path / "out")
+    assert ended == code and "Traceback" not in err
+    (line,) = [text for text in err.splitlines() if text.startswith("evaluate_bag: ")]
+    assert expected in line
     assert not (tmp_path / "out" / "report.json").exists()
 
 
@@ -187,7 +191,7 @@ def check_footage(source: Path, folder: Path, count: int, seed: int) -> None:
         assert len(footage.frames) == 4 or footage.problems, f"mutant {number}: silent loss"
         assert footage.duration_s < 60, "a broken time would stall the playback"
         assert sum(1 for _ in footage.images()) == len(footage.frames)
-        footage.recording.close()
+        footage.close()
 
 
 def test_mutants_as_footage(tiny, tmp_path):

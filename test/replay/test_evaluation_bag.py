@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +20,16 @@ from bag_maker import FOCAL, HEIGHT, SHIFT_PX, WIDTH, write_bag
 from driving import CAMERA, Scene, drive
 
 from samfeat_core.camera import Camera
+from samfeat_core.errors import FileError
 from samfeat_core.files import write_json
-from samfeat_ros.odometry.estimator import Pose
-from samfeat_ros.replay.evaluation import baselines, metrics
-from samfeat_ros.replay.evaluation.baselines import run_baseline
-from samfeat_ros.replay.evaluation.footage import Footage, FootageError, read_calibration
+from samfeat_core.poses import relative_pose
+from samfeat_ros.image_input import image_from_msg
+from samfeat_ros.replay.evaluation import classic, metrics
+from samfeat_ros.replay.evaluation import footage as footage_module
+from samfeat_ros.replay.evaluation.calibration import read_calibration
+from samfeat_ros.replay.evaluation.classic import run_classic
+from samfeat_ros.replay.evaluation.footage import Footage, FootageError
+from samfeat_ros.replay.evaluation.image_cache import ImageCache
 from samfeat_ros.replay.evaluation.metrics import Truth, coverage, summarize_tracks, track_lengths
 from samfeat_ros.replay.evaluation.page import write_page
 from samfeat_ros.replay.evaluation.report import (
@@ -31,9 +39,10 @@ from samfeat_ros.replay.evaluation.report import (
     text_table,
     where_classic_wins,
 )
-from samfeat_ros.replay.evaluation.runs import Record, Run
+from samfeat_ros.replay.evaluation.runs import Run, TrackedFrame
 from samfeat_ros.replay.evaluation.trajectory import evaluate_trajectory
-from samfeat_ros.replay.playback import Recording
+from samfeat_ros.replay.recording import Recording
+from samfeat_ros.stamps import cdr_stamp_ns, stamp_to_ns
 
 TRUTH = {
     index: np.array([[1, 0, 0, index * SHIFT_PX * bag_maker.DEPTH / FOCAL], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
@@ -59,13 +68,63 @@ def test_footage_of_a_good_bag(footage):
         assert same == info and message.camera_info is not None
 
 
+@pytest.mark.parametrize("kept", [12, 5, 0])
+def test_images_are_decoded_once_as_far_as_the_cache_goes(tmp_path, monkeypatch, evaluated, kept):
+    """Looking through, three front-ends and the page: one decoding of each image that is kept."""
+    decoded: Counter[int] = Counter()
+
+    def count(message, full_scale):
+        decoded[stamp_to_ns(message.header.stamp)] += 1
+        return image_from_msg(message, full_scale)
+
+    monkeypatch.setattr(footage_module, "image_from_msg", count)
+    monkeypatch.setattr(footage_module, "ImageCache", partial(ImageCache, kept * WIDTH * HEIGHT))
+    footage = Footage(Recording(write_bag(tmp_path / "bag")))
+    for name in classic.FRONT_ENDS:
+        run_classic(name, footage, 100, None)
+    write_page(build_report(footage, None, None, evaluated, {}, SETTINGS), evaluated, footage, tmp_path / "page.html")
+    assert sorted(decoded) == [frame.stamp_ns for frame in footage.frames]
+    counts = [decoded[frame.stamp_ns] for frame in footage.frames]
+    assert counts[:kept] == [1] * kept
+    if kept < 12:  # of the others, the page decodes only those that it draws
+        assert set(counts[kept:]) == {4, 5}
+    numbers = [2, 4, 7, 11]
+    for number, (frame, image) in zip(numbers, footage.images(numbers), strict=True):
+        assert frame.number == number
+        np.testing.assert_array_equal(image, bag_maker.picture(number))
+    footage.close()
+
+
+def test_the_image_cache_stops_where_it_is_full():
+    images = [np.random.default_rng(seed).integers(0, 256, shape, np.uint8) for seed, shape in
+              enumerate([(4, 6), (4, 6, 3), (2, 3), (5, 5), (1, 1)])]  # fmt: skip
+    cache = ImageCache(limit_bytes=110)
+    for image in images:
+        cache.append(image)
+    assert len(cache) == 3  # the fourth does not fit, and none is kept behind a gap
+    for index in range(3):
+        np.testing.assert_array_equal(cache[index], images[index])
+    cache.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device of Linux on which every write fails")
+def test_the_image_cache_stops_where_the_disk_is_full():
+    cache = ImageCache()
+    cache.append(np.zeros((2, 2), np.uint8))
+    cache._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    cache.append(np.zeros((2, 2), np.uint8))
+    cache.append(np.zeros((2, 2), np.uint8))
+    assert len(cache) == 1
+    cache.close()
+
+
 def test_frames_of_two_sizes_are_stated(tmp_path):
     images = [bag_maker.image(i, bag_maker.picture(i, 120, 100) if i >= 4 else None) for i in range(6)]
     footage = Footage(Recording(write_bag(tmp_path / "bag", images=images)))
     assert "several sizes: 240x180 (4), 120x100 (2)" in " ".join(footage.problems)
     assert footage.camera_of((WIDTH, HEIGHT)) is footage.camera and footage.camera_of((120, 100)) is None
-    run = run_baseline("orb", footage, 200, None)
-    assert run.records[4].number_prev is None and run.records[5].number_prev == 4
+    run = run_classic("orb", footage, 200, None)
+    assert run.frames[4].number_prev is None and run.frames[5].number_prev == 4
 
 
 def test_images_that_cannot_be_used_are_counted(tmp_path):
@@ -89,9 +148,7 @@ def test_repeated_stamps_are_replaced(tmp_path):
     stamps = [frame.stamp_ns for frame in footage.frames]
     assert len(set(stamps)) == 5 and stamps == sorted(stamps)
     assert any("stamps repeat" in line for line in footage.problems)
-    from samfeat_ros.replay.playback import header_stamp_ns
-
-    assert [header_stamp_ns(message.image) for _, message in footage.messages()] == stamps
+    assert [cdr_stamp_ns(message.image) for _, message in footage.messages()] == stamps
 
 
 def test_no_camera_info_is_stated_and_a_file_replaces_it(tmp_path):
@@ -119,7 +176,7 @@ def test_wrong_calibration_files(tmp_path, text, expected):
     file = tmp_path / "camera.yaml"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(FootageError, match=expected) as error:
+    with pytest.raises(FileError, match=expected) as error:
         read_calibration(file)
     assert str(file) in str(error.value)
 
@@ -128,17 +185,17 @@ def test_wrong_calibration_files(tmp_path, text, expected):
 
 
 @pytest.mark.parametrize("name", ["orb", "sift", "lk"])
-def test_baselines_follow_the_wall(footage, name):
-    run = run_baseline(name, footage, 300, None)
-    assert len(run.records) == 12 and not run.dropped
-    for record in run.records:
-        assert 20 < len(record.keypoints) <= 300 and len(np.unique(record.ids)) == len(record.ids)
-        assert np.isfinite(record.latency_s)
-    for record in run.records[1:]:
-        assert record.number_prev == record.number - 1
-        motion = np.median(record.points[record.inlier] - record.points_prev[record.inlier], axis=0)
+def test_classic_front_ends_follow_the_wall(footage, name):
+    run = run_classic(name, footage, 300, None)
+    assert len(run.frames) == 12 and not run.dropped
+    for frame in run.frames:
+        assert 20 < len(frame.keypoints) <= 300 and len(np.unique(frame.ids)) == len(frame.ids)
+        assert np.isfinite(frame.latency_s)
+    for frame in run.frames[1:]:
+        assert frame.number_prev == frame.number - 1
+        motion = np.median(frame.points[frame.inlier] - frame.points_prev[frame.inlier], axis=0)
         np.testing.assert_allclose(motion, [-SHIFT_PX, 0], atol=0.3)
-        assert record.inlier.mean() > 0.8
+        assert frame.inlier.mean() > 0.8
     evaluated = evaluate_run(run, footage, Truth(TRUTH, 0.01), [1, 5])
     assert evaluated.entry["epipolar"]["pairs"] == 11
     assert evaluated.entry["epipolar"]["inliers"]["median_px"] < 0.5
@@ -146,12 +203,12 @@ def test_baselines_follow_the_wall(footage, name):
 
 
 @pytest.mark.parametrize("name", ["orb", "lk"])
-def test_baselines_take_the_checks_of_the_node(footage, name):
+def test_classic_front_ends_take_the_checks_of_the_node(footage, name):
     def inliers(**checks):
-        return sum(record.inlier.sum() for record in run_baseline(name, footage, 300, None, **checks).records)
+        return sum(frame.inlier.sum() for frame in run_classic(name, footage, 300, None, **checks).frames)
 
     assert inliers(threshold_px=0.01) < inliers()
-    assert all(record.number_prev is None for record in run_baseline(name, footage, 300, None, max_gap_s=1e-3).records)
+    assert all(frame.number_prev is None for frame in run_classic(name, footage, 300, None, max_gap_s=1e-3).frames)
 
 
 def test_footage_of_a_12_bit_camera(tmp_path):
@@ -165,8 +222,8 @@ def test_footage_of_a_12_bit_camera(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["orb", "sift", "lk"])
-def test_baselines_are_repeatable(footage, name):
-    assert run_baseline(name, footage, 100, None).digest() == run_baseline(name, footage, 100, None).digest()
+def test_classic_front_ends_are_repeatable(footage, name):
+    assert run_classic(name, footage, 100, None).digest() == run_classic(name, footage, 100, None).digest()
 
 
 def test_a_slow_front_end_drops_frames_at_the_recorded_rate(footage, monkeypatch):
@@ -180,36 +237,38 @@ def test_a_slow_front_end_drops_frames_at_the_recorded_rate(footage, monkeypatch
             none = np.zeros((0, 2), np.float32)
             ids = np.zeros(0, np.int64)
             size = info.size
-            record = Record(
+            frame = TrackedFrame(
                 info.number, info.stamp_ns, info.time_ns, size, none, ids, none, none, ids, ids.astype(bool), None
             )
-            return record, {"work": 0.26}
+            return frame, {"work": 0.26}
 
-    monkeypatch.setitem(baselines.BASELINES, "slow", ("made up", Slow))
-    run = run_baseline("slow", footage, 100, 1.0)
-    assert [record.number for record in run.records] == [0, 2, 5, 7, 10, 11]
+    monkeypatch.setitem(classic.FRONT_ENDS, "slow", ("made up", Slow))
+    run = run_classic("slow", footage, 100, 1.0)
+    assert [frame.number for frame in run.frames] == [0, 2, 5, 7, 10, 11]
     assert run.dropped == {"superseded": 6}
-    assert [record.latency_s for record in run.records][:3] == pytest.approx([0.26, 0.32, 0.28])
-    assert len(run_baseline("slow", footage, 100, 0.1).records) == 12
+    assert [frame.latency_s for frame in run.frames][:3] == pytest.approx([0.26, 0.32, 0.28])
+    assert len(run_classic("slow", footage, 100, 0.1).frames) == 12
 
 
 # ---- metrics ----
 
 
-def _record(number: int, ids: list[int], points=None, prev=None, inlier=None) -> Record:
+def _tracked(number: int, ids: list[int], points=None, prev=None, inlier=None) -> TrackedFrame:
     points = np.zeros((0, 2), np.float32) if points is None else np.array(points, np.float32)
     prev = points if prev is None else np.array(prev, np.float32)
     keypoints = points if len(points) == len(ids) else np.zeros((len(ids), 2), np.float32)
     match_ids = np.arange(len(points))
     inlier = np.ones(len(points), bool) if inlier is None else np.array(inlier)
     before = number - 1 if number else None
-    return Record(number, number, number, (640, 480), keypoints, np.array(ids), prev, points, match_ids, inlier, before)
+    return TrackedFrame(
+        number, number, number, (640, 480), keypoints, np.array(ids), prev, points, match_ids, inlier, before
+    )
 
 
 def test_track_lengths_and_survival():
-    records = [_record(0, [1, 2, 3]), _record(1, [1, 2, 4]), _record(2, [1, 4]), _record(3, [2])]
-    assert sorted(track_lengths(records)) == [1, 1, 2, 2, 3]  # id 2 pauses: two tracks
-    summary = summarize_tracks(records)
+    frames = [_tracked(0, [1, 2, 3]), _tracked(1, [1, 2, 4]), _tracked(2, [1, 4]), _tracked(3, [2])]
+    assert sorted(track_lengths(frames)) == [1, 1, 2, 2, 3]  # id 2 pauses: two tracks
+    summary = summarize_tracks(frames)
     assert summary["count"] == 5 and summary["survival"] == {"1": 1.0, "2": 0.6, "3": 0.2}
     assert summarize_tracks([])["count"] == 0
 
@@ -225,11 +284,12 @@ def test_epipolar_errors_under_true_motion():
     """Exact matches have none; a match moved off its line by d pixels has about d."""
     scene = Scene(drive(10), noise_px=0.0)
     ids, prev, points = scene.matches(9)
-    motion = scene.poses[9].after(scene.poses[8].inverse())
-    exact = metrics.epipolar_errors(_record(9, list(ids), points, prev), motion, CAMERA)
+    motion = relative_pose(scene.poses[8].camera_to_world, scene.poses[9].camera_to_world)
+    exact = metrics.epipolar_errors(_tracked(9, list(ids), points, prev), motion, CAMERA)
     assert np.nanmax(exact) < 1e-3
-    sideways = Pose(np.eye(3), np.array([1.0, 0, 0]))  # epipolar lines are rows
-    moved = metrics.epipolar_errors(_record(1, [0], [[300, 202]], [[310, 200]]), sideways, CAMERA)
+    sideways = np.eye(4)  # epipolar lines are rows
+    sideways[0, 3] = 1.0
+    moved = metrics.epipolar_errors(_tracked(1, [0], [[300, 202]], [[310, 200]]), sideways, CAMERA)
     np.testing.assert_allclose(moved, 2.0, rtol=1e-6)
 
 
@@ -237,28 +297,28 @@ def test_short_baselines_do_not_count():
     truth = Truth(TRUTH, min_baseline_m=0.1)
     assert truth.motion(0, 1) is None and truth.motion(0, 2) is not None and truth.motion(0, 99) is None
     motion = truth.motion(0, 2)
-    np.testing.assert_allclose(motion.translation, [-2 * SHIFT_PX * bag_maker.DEPTH / FOCAL, 0, 0])
+    np.testing.assert_allclose(motion[:3, 3], [-2 * SHIFT_PX * bag_maker.DEPTH / FOCAL, 0, 0])
 
 
 def test_unsolved_pairs_count_as_failed():
-    records = [_record(0, [1, 2]), _record(1, [1, 2])]
-    result = metrics.summarize_relative_poses(records, Truth(TRUTH, 0.01), CAMERA, [1, 7])
+    frames = [_tracked(0, [1, 2]), _tracked(1, [1, 2])]
+    result = metrics.summarize_relative_poses(frames, Truth(TRUTH, 0.01), CAMERA, [1, 7])
     assert result["1"]["solved"] == 0 and result["1"]["rotation_deg"]["p50"] == metrics.FAILED_DEG and "7" not in result
 
 
 def test_trajectory_of_a_known_drive():
     truth = drive(60)
-    scene, records = Scene(truth), []
+    scene, frames = Scene(truth), []
     for index in range(1, 60):
         ids, prev, points = scene.matches(index)
-        records.append(replace(_record(index, list(ids), points, prev), match_ids=ids))
+        frames.append(replace(_tracked(index, list(ids), points, prev), match_ids=ids))
     world = {index: pose.camera_to_world for index, pose in enumerate(truth)}
-    trajectory = evaluate_trajectory(records, CAMERA, world)
+    trajectory = evaluate_trajectory(frames, CAMERA, world)
     summary = trajectory.summary
     assert summary["ate_percent"] < 1.0 and summary["lost"] == 0 and summary["tracking"] > 40
     assert summary["rpe"]["1"]["rotation_mean_deg"] < 0.2
     assert trajectory.positions.shape == trajectory.reference.shape == (summary["poses"], 3)
-    assert evaluate_trajectory(records[:5], CAMERA, world) is None
+    assert evaluate_trajectory(frames[:5], CAMERA, world) is None
 
 
 # ---- report ----
@@ -266,7 +326,7 @@ def test_trajectory_of_a_known_drive():
 
 @pytest.fixture(scope="module")
 def evaluated(footage) -> list[Evaluated]:
-    runs = [run_baseline(name, footage, 200, None) for name in ("orb", "lk")]
+    runs = [run_classic(name, footage, 200, None) for name in ("orb", "lk")]
     runs[0].kind, runs[0].name = "model", "mo<del>"
     return [evaluate_run(run, footage, Truth(TRUTH, 0.01), [1, 5]) for run in runs]
 
@@ -279,7 +339,7 @@ def test_report_is_strict_json_with_its_keys(footage, evaluated, tmp_path):
     report["runs"][0]["latency_ms"]["p99"] = float("nan")
     write_json(tmp_path / "report.json", report)
     read = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert read["format"] == "samfeat_ros/evaluate_bag" and read["version"] == 1
+    assert read["format"] == "samfeat_ros/evaluate_bag" and read["version"] == 2
     assert read["bag"]["usable"] == 12 and read["failures"] == {"x": "why"}
     assert read["runs"][0]["latency_ms"]["p99"] is None
     assert len(read["runs"][1]["per_frame"]["inliers"]) == 12
@@ -305,7 +365,7 @@ def test_table_marks_the_best_and_says_where_a_classic_wins(footage, evaluated):
 
 
 def test_no_ground_truth_no_lines_about_it(footage, evaluated):
-    run = Run("orb", "baseline", 12, evaluated[0].run.records)
+    run = Run("orb", "classic", 12, evaluated[0].run.frames)
     item = evaluate_run(run, footage, None, [1])
     assert item.trajectory is None and item.entry["epipolar"] is None
     table = text_table(build_report(footage, None, None, [item], {}, SETTINGS))

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from samfeat_core.poses import quaternion
-from samfeat_ros.replay.bags import Bag, decode, stamp_ns
+from samfeat_ros.replay.bags import Bag, decode
 from samfeat_ros.replay.sequence_to_bag import app
+from samfeat_ros.stamps import stamp_to_ns
 
 FRAMES = 5
 
@@ -54,7 +55,13 @@ def test_the_bag_holds_the_images_calibration_and_poses(folder):
         }
         assert not bag.problems
     images = messages(output, "/camera/image_raw")
-    assert [stamp_ns(m.header) for m in images] == [500_000_000, 600_000_000, 725_000_000, 800_000_000, 1_500_000_000]
+    assert [stamp_to_ns(m.header.stamp) for m in images] == [
+        500_000_000,
+        600_000_000,
+        725_000_000,
+        800_000_000,
+        1_500_000_000,
+    ]
     for index, image in enumerate(images):
         expected = cv2.imread(str(folder / "image" / f"{index:06d}.png"))
         assert (image.encoding, image.step, image.header.frame_id) == ("bgr8", 96, "camera")
@@ -62,7 +69,7 @@ def test_the_bag_holds_the_images_calibration_and_poses(folder):
     info = messages(output, "/camera/camera_info")[3]
     assert (info.width, info.height, info.distortion_model) == (32, 24, "plumb_bob")
     assert info.k.tolist() == [30, 0, 16, 0, 31, 12, 0, 0, 1] and info.p.tolist()[3] == -12
-    assert stamp_ns(info.header) == 800_000_000
+    assert stamp_to_ns(info.header.stamp) == 800_000_000
     for index, stamped in enumerate(messages(output, "/ground_truth/pose")):
         q, p = stamped.pose.orientation, stamped.pose.position
         assert stamped.header.frame_id == "world"
@@ -107,7 +114,7 @@ def test_options(folder):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     images = messages(output, "/cam0/image")
-    assert [stamp_ns(m.header) for m in images] == [100_000_000_000, 100_250_000_000, 100_500_000_000]
+    assert [stamp_to_ns(m.header.stamp) for m in images] == [100_000_000_000, 100_250_000_000, 100_500_000_000]
     grey = cv2.imread(str(folder / "image/000001.png"), cv2.IMREAD_GRAYSCALE)
     np.testing.assert_array_equal(images[1].data.reshape(24, 32), grey)
     assert images[0].encoding == "mono8" and images[0].header.frame_id == "cam0"
@@ -213,6 +220,9 @@ def test_a_bag_that_is_there_stays_unless_told(folder):
     assert (output / "metadata.yaml").stat().st_mtime_ns == before
     result, _ = convert(folder, "--overwrite", "--limit", "2")
     assert result.exit_code == 0 and len(messages(output, "/camera/image_raw")) == 2
+    broken_image(folder)
+    result, _ = convert(folder, "--overwrite")  # fails: the old bag stays
+    assert result.exit_code == 1 and len(messages(output, "/camera/image_raw")) == 2
     other = folder.parent / "mine"
     other.mkdir()
     result = CliRunner().invoke(app, [str(folder), str(other), "--overwrite"])
@@ -222,4 +232,4 @@ def test_a_bag_that_is_there_stays_unless_told(folder):
 @pytest.mark.parametrize("option", [["--encoding", "yuv"], ["--format", "gif"], ["--rate", "-1"]])
 def test_impossible_options(folder, option):
     result, _ = convert(folder, *option)
-    assert result.exit_code != 0 and option[0].lstrip("-") in result.output
+    assert result.exit_code == 2 and option[0].lstrip("-") in result.output

@@ -13,7 +13,7 @@ from samfeat_ros.odometry.estimator import (
     MonocularOdometry,
     Pose,
     adjust_bundle,
-    relative_pose,
+    estimate_motion,
     triangulate,
 )
 
@@ -110,7 +110,7 @@ def test_lost_message_does_not_mix_frames():
 def test_too_few_matches_are_no_pose(count):
     ids, prev, points = (part[:count] for part in Scene(drive(3)).matches(1))
     assert MonocularOdometry(CAMERA).update(ids, prev, points).pose is None
-    assert relative_pose(CAMERA.normalize(prev), CAMERA.normalize(points), 1e-3) is None
+    assert estimate_motion(CAMERA.normalize(prev), CAMERA.normalize(points), 1e-3) is None
 
 
 def test_nan_and_repeated_ids_are_borne():
@@ -128,7 +128,7 @@ def test_relative_pose_and_triangulation():
     scene = Scene(truth, noise_px=0.1)
     rows = np.flatnonzero(np.isfinite(scene.pixels[0]).all(1) & np.isfinite(scene.pixels[9]).all(1))[:400]
     a, b = CAMERA.normalize(scene.pixels[0][rows]), CAMERA.normalize(scene.pixels[9][rows])
-    pose, inlier = relative_pose(a, b, 1.5 / CAMERA.focal)
+    pose, inlier = estimate_motion(a, b, 1.5 / CAMERA.focal)
     expected = truth[9].after(truth[0].inverse())
     direction = expected.translation / np.linalg.norm(expected.translation)
     assert inlier.mean() > 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ pytest.importorskip("rclpy")
 import yaml  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 
+from samfeat_core.engines import DEVICES, ENGINES, check_choice  # noqa: E402
+from samfeat_core.models import MODELS  # noqa: E402
 from samfeat_ros.node.parameters import CONFIGURE, LIVE, NAMES, ParameterError, Parameters, apply  # noqa: E402
+from samfeat_ros.topics import TRANSPORTS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +36,23 @@ def test_the_yaml_file_holds_the_defaults():
     values = yaml.safe_load((ROOT / "config" / "samfeat.yaml").read_text())["/**"]["ros__parameters"]
     assert set(values) == set(NAMES) - {"autostart"}
     assert Parameters(**values) == Parameters()
+
+
+def test_the_yaml_file_names_the_choices():
+    lines = (ROOT / "config" / "samfeat.yaml").read_text().splitlines()
+    comments = {line.split(":")[0].strip(): line.partition("#")[2] for line in lines if ":" in line}
+    choices = {"model": MODELS, "device": DEVICES, "engine": ENGINES, "image_transport": TRANSPORTS}
+    for name, known in choices.items():
+        assert set(known) <= set(re.findall(r"[\w-]+", comments[name])), name
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"device": "cpu", "engine": "compile"}, {"device": "cuda:1", "engine": "compile"}, {"engine": "openvino_int8"}],
+)
+def test_what_the_core_can_do_is_accepted(values):
+    check_choice(values.get("device", "auto"), values["engine"])
+    dataclasses.replace(Parameters(), **values).validate()
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 from samfeat_core.camera import Camera
 from samfeat_core.errors import SamfeatError
-from samfeat_ros.image_input import FULL_SCALE_16BIT, ImageError, image_from_compressed_msg, image_from_msg
+from samfeat_ros.image_input import FULL_SCALE_16BIT, ImageError, image_from_msg
 from samfeat_ros.messages import camera_from_msg
-from samfeat_ros.replay.bags import Bag, BagError, BagMessage, decode, typestore
-from samfeat_ros.replay.playback import CAMERA_INFO_TYPE, IMAGE_TOPIC, Frame, Recording
+from samfeat_ros.replay.bags import Bag, BagError, BagMessage, decode
+from samfeat_ros.replay.evaluation.calibration import read_calibration
+from samfeat_ros.replay.evaluation.image_cache import ImageCache
+from samfeat_ros.replay.recording import ImageMessage, Recording
+from samfeat_ros.stamps import NS_PER_S, with_cdr_stamp
+from samfeat_ros.topics import CAMERA_INFO
 
-LONGEST_PAUSE_NS = 10_000_000_000  # longer gaps between recorded images are cut to this when they are played
+LONGEST_PAUSE_NS = 10 * NS_PER_S  # longer gaps between recorded images are cut to this when they are played
 
 
 class FootageError(SamfeatError):
@@ -27,8 +28,15 @@ class FootageError(SamfeatError):
 
 
 @dataclass(frozen=True)
-class FrameInfo:
-    """One usable image: number in the topic (0 = first), header stamp, time on the play's clock (0 = start), size."""
+class Frame:
+    """One usable image of the footage, without its pixels.
+
+    Attributes:
+        number: in the topic, 0 = first, refused images counted.
+        stamp_ns: header stamp.
+        time_ns: on the play's clock, 0 = start.
+        size: (width, height).
+    """
 
     number: int
     stamp_ns: int
@@ -37,7 +45,7 @@ class FrameInfo:
 
 
 class Footage:
-    """A recording, looked through once: what is usable, at which times, by which camera.
+    """A recording, looked through once: what is usable, at which times, by which camera. Close it after use.
 
     Args:
         recording: images and CameraInfo.
@@ -52,7 +60,7 @@ class Footage:
         problems: one line for each thing that a reader of the report should know.
 
     Raises:
-        FootageError: no image can be used, or the calibration file is wrong.
+        FootageError: no image can be used. FileError: the calibration file is wrong.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Footage:
         self._full_scale_16bit = full_scale_16bit
         self._camera_info = None if camera_info is None else read_calibration(camera_info)
         self._last_checked: bytes | None = None
+        self._decoded = ImageCache()
         self._notes: list[str] = []
         self.refused: Counter[str] = Counter()
         self.total = 0
@@ -76,6 +85,11 @@ class Footage:
             raise FootageError(f"{recording.bag.path}: no image of {recording.image_topic} can be used ({causes})")
         self.camera = self._find_camera(rectified)
         self._note_oddities()
+
+    def close(self) -> None:
+        """Close the recording and drop the decoded images."""
+        self._decoded.close()
+        self.recording.close()
 
     @property
     def bag(self) -> Bag:
@@ -96,77 +110,86 @@ class Footage:
             return None
         return self.camera
 
-    def messages(self) -> Iterator[tuple[FrameInfo, Frame]]:
-        """The usable frames as messages, to be played."""
+    def messages(self) -> Iterator[tuple[Frame, ImageMessage]]:
+        """The usable frames as messages, to be played; each call reads the bag again."""
         usable = {frame.number: frame for frame in self.frames}
-        for number, frame in enumerate(self.recording.frames()):
-            if info := usable.get(number):
-                camera_info = self._camera_info or self._checked(frame.camera_info)
-                image = frame.image if frame.stamp_ns == info.stamp_ns else _restamped(frame.image, info.stamp_ns)
-                yield (
-                    info,
-                    replace(frame, stamp_ns=info.stamp_ns, time_ns=info.time_ns, image=image, camera_info=camera_info),
-                )
+        for number, message in enumerate(self.recording.messages()):
+            if frame := usable.get(number):
+                image = message.image
+                if message.stamp_ns != frame.stamp_ns:
+                    image = with_cdr_stamp(image, frame.stamp_ns)
+                info = self._camera_info or self._checked(message.camera_info)
+                yield frame, ImageMessage(frame.stamp_ns, frame.time_ns, image, info)
 
-    def images(self) -> Iterator[tuple[FrameInfo, np.ndarray]]:
-        """The usable frames as arrays, (H, W) grey or (H, W, 3) BGR uint8."""
-        for info, frame in self.messages():
-            yield info, self._decode(frame)
+    def images(self, numbers: Collection[int] | None = None) -> Iterator[tuple[Frame, np.ndarray]]:
+        """The usable frames (of these numbers) as arrays, (H, W) grey or (H, W, 3) BGR uint8, read-only.
 
-    def _decode(self, frame: Frame) -> np.ndarray:
-        message = decode(BagMessage(IMAGE_TOPIC, self.recording.image_type, frame.time_ns, frame.image))
-        convert = image_from_msg
-        if self.recording.image_type.endswith("CompressedImage"):
-            convert = image_from_compressed_msg
-        return convert(message, self._full_scale_16bit)
+        Each image has been decoded before and is read from the cache; what did not fit there is decoded again.
+        """
+        chosen = [
+            (index, frame) for index, frame in enumerate(self.frames) if numbers is None or frame.number in numbers
+        ]
+        kept = len(self._decoded)
+        for index, frame in chosen:
+            if index < kept:
+                yield frame, self._decoded[index]
+        if later := {frame.number for index, frame in chosen if index >= kept}:
+            for frame, message in self.messages():
+                if frame.number in later:
+                    yield frame, self._decode(message)
+
+    def _decode(self, message: ImageMessage) -> np.ndarray:
+        topic, kind = self.recording.image_topic, self.recording.image_type
+        return image_from_msg(decode(BagMessage(topic, kind, message.time_ns, message.image)), self._full_scale_16bit)
 
     def _checked(self, camera_info: bytes | None) -> bytes | None:
         """The CameraInfo if it can be decoded: a middleware that meets a broken message may end the node."""
         if camera_info is None or camera_info is self._last_checked:
             return camera_info
         try:
-            decode(BagMessage("camera_info", CAMERA_INFO_TYPE, 0, camera_info))
+            decode(BagMessage("camera_info", CAMERA_INFO, 0, camera_info))
         except BagError:
             return self._last_checked
         self._last_checked = camera_info
         return camera_info
 
-    def _look_through(self, on_frame: Callable[[], None]) -> list[FrameInfo]:
-        found: list[FrameInfo] = []
+    def _look_through(self, on_frame: Callable[[], None]) -> list[Frame]:
+        found: list[Frame] = []
         clock, last_ns, cut = 0, None, 0
-        for number, frame in enumerate(self.recording.frames()):
+        for number, message in enumerate(self.recording.messages()):
             self.total += 1
             on_frame()
             try:
-                height, width = self._decode(frame).shape[:2]
+                image = self._decode(message)
             except ImageError as error:
                 self.refused[error.cause] += 1
                 continue
             except BagError:
                 self.refused["message"] += 1
                 continue
-            pause = 0 if last_ns is None else frame.time_ns - last_ns
+            self._decoded.append(image)
+            pause = 0 if last_ns is None else message.time_ns - last_ns
             cut += not 0 <= pause <= LONGEST_PAUSE_NS
             clock += min(max(pause, 0), LONGEST_PAUSE_NS)
-            last_ns = frame.time_ns
-            found.append(FrameInfo(number, frame.stamp_ns, clock, (width, height)))
+            last_ns = message.time_ns
+            height, width = image.shape[:2]
+            found.append(Frame(number, message.stamp_ns, clock, (width, height)))
         if cut:
             self._notes.append(f"{cut} times the recording pauses for more than 10 s or goes back: played without that")
         return self._with_unique_stamps(found)
 
-    def _with_unique_stamps(self, found: list[FrameInfo]) -> list[FrameInfo]:
-        """Answers are told apart by their stamps: where these repeat, frames get the time on the play's clock."""
+    def _with_unique_stamps(self, found: list[Frame]) -> list[Frame]:
+        """Outputs are told apart by their stamps: where these repeat, frames get the time on the play's clock."""
         if len({frame.stamp_ns for frame in found}) == len(found):
             return found
         self._notes.append("header stamps repeat: frames are stamped by their time of recording instead")
-        second = 1_000_000_000
-        stamps = [second + frame.time_ns + index for index, frame in enumerate(found)]
+        stamps = [NS_PER_S + frame.time_ns + index for index, frame in enumerate(found)]
         return [replace(frame, stamp_ns=stamp) for frame, stamp in zip(found, stamps)]
 
     def _find_camera(self, rectified: bool) -> Camera | None:
         data = self._camera_info
         if data is None:
-            data = next((frame.camera_info for _, frame in self.messages()), None)
+            data = next((message.camera_info for _, message in self.messages()), None)
         if data is None:
             self._notes.append(
                 "no CameraInfo (give --camera-info-topic or --camera-info): inliers are of the fundamental matrix, "
@@ -174,7 +197,7 @@ class Footage:
             )
             return None
         try:
-            return camera_from_msg(decode(BagMessage("camera_info", CAMERA_INFO_TYPE, 0, data)), rectified)
+            return camera_from_msg(decode(BagMessage("camera_info", CAMERA_INFO, 0, data)), rectified)
         except (BagError, ValueError) as error:
             self._notes.append(f"CameraInfo is not used: {error}")
             return None
@@ -191,46 +214,3 @@ class Footage:
             size = f"{self.camera.width}x{self.camera.height}"
             self._notes.append(f"CameraInfo is for {size}, which is the size of no image: it is not used")
             self.camera = None
-
-
-def read_calibration(path: Path) -> bytes:
-    """A calibration file as camera_calibration writes it, as the CDR bytes of a CameraInfo.
-
-    Raises:
-        FootageError: the file is missing or not such a file; the line says which key.
-    """
-    types = typestore().types
-    try:
-        content = yaml.safe_load(path.read_text())
-        width, height = int(content["image_width"]), int(content["image_height"])
-        k = _numbers(content, "camera_matrix", 9)
-        d = _numbers(content, "distortion_coefficients", None)
-        model = str(content.get("distortion_model", "plumb_bob"))
-        r = _numbers(content, "rectification_matrix", 9) if "rectification_matrix" in content else np.eye(3).ravel()
-        default_p = np.column_stack([k.reshape(3, 3), np.zeros(3)]).ravel()
-        p = _numbers(content, "projection_matrix", 12) if "projection_matrix" in content else default_p
-    except OSError as error:
-        raise FootageError(f"{path}: {error.strerror or error}") from error
-    except KeyError as error:
-        raise FootageError(f"{path}: key {error} is missing; expected a file of camera_calibration") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
-        raise FootageError(
-            f"{path}: not a file of camera_calibration ({' '.join(str(error).split())[:160]})"
-        ) from error
-    header: Any = types["std_msgs/msg/Header"](types["builtin_interfaces/msg/Time"](0, 0), "")
-    roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
-    info = types[CAMERA_INFO_TYPE](header, height, width, model, d, k, r, p, 0, 0, roi)
-    return bytes(typestore().serialize_cdr(info, CAMERA_INFO_TYPE))
-
-
-def _numbers(content: dict[str, Any], key: str, count: int | None) -> np.ndarray:
-    values = np.array(content[key]["data"], np.float64).ravel()
-    if count is not None and len(values) != count:
-        raise ValueError(f"{key} has {len(values)} numbers, expected {count}")
-    return values
-
-
-def _restamped(cdr: bytes, stamp_ns: int) -> bytes:
-    """The message with another header stamp (bytes 4 to 12 of CDR)."""
-    sec, nanosec = divmod(stamp_ns, 1_000_000_000)
-    return cdr[:4] + struct.pack("<iI" if cdr[1] & 1 else ">iI", sec, nanosec) + cdr[12:]

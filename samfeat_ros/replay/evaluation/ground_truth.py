@@ -1,4 +1,4 @@
-"""Camera poses that are known: from a topic of the bag, or from a TUM or KITTI file."""
+"""Ground truth: known camera poses, from a topic of the bag, or from a TUM or KITTI file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from samfeat_core.errors import SamfeatError
 from samfeat_core.poses import interpolate_pose, pose_matrix
-from samfeat_ros.replay.bags import Bag, BagError, decode, stamp_ns
+from samfeat_ros.replay.bags import Bag, BagError, decode
+from samfeat_ros.stamps import NS_PER_S, stamp_to_ns
 
 POSE_TYPES = {
     "geometry_msgs/msg/PoseStamped": lambda m: (m.pose.position, m.pose.orientation),
@@ -54,7 +55,7 @@ class GroundTruth:
             inside = numbers < len(self.poses)
             poses[inside] = self.poses[numbers[inside]]
             return poses
-        tolerance = round(tolerance_s * 1e9)
+        tolerance = round(tolerance_s * NS_PER_S)
         return (
             np.stack([self._at(int(stamp), tolerance) for stamp in stamps_ns])
             if len(stamps_ns)
@@ -86,7 +87,7 @@ def read_ground_truth(source: str, bag: Bag, count: int, cut: bool = False) -> G
         source: path of a TUM file (time x y z qx qy qz qw) or a KITTI file (12 numbers, row i = image i), or a topic
             of type PoseStamped, PoseWithCovarianceStamped, Odometry or TransformStamped.
         count: number of images of the recording, which a KITTI file must match.
-        cut: these are the first images only, and the file may go on.
+        cut: `count` is of the first images only, so that a KITTI file may have more rows.
 
     Raises:
         GroundTruthError: the file or topic cannot be used. BagError: there is no such topic.
@@ -105,7 +106,7 @@ def parse_extrinsics(text: str) -> np.ndarray:
     """(4, 4) from "x y z qx qy qz qw"; "ros" is a camera that looks along the x axis of a body (x ahead, z up).
 
     Raises:
-        GroundTruthError: neither that.
+        GroundTruthError: the text is neither.
     """
     if text == "ros":
         return pose_matrix(np.zeros(3), np.array([-0.5, 0.5, -0.5, 0.5]))
@@ -126,7 +127,7 @@ def _read_file(path: Path, count: int, cut: bool) -> GroundTruth:
     widths = {len(row) for row in rows}
     if widths == {8}:
         values = np.array(rows)
-        stamps = np.round(values[:, 0] * 1e9).astype(np.int64)
+        stamps = np.round(values[:, 0] * NS_PER_S).astype(np.int64)
         return _checked(str(path), stamps, values[:, 1:4], values[:, 4:])
     if widths == {12}:
         return _from_kitti(path, np.array(rows)[: count if cut else None], count)
@@ -160,7 +161,7 @@ def _read_topic(bag: Bag, name: str) -> GroundTruth:
             refused += 1
             continue
         position, turn = POSE_TYPES[message.type](content)
-        stamps.append(stamp_ns(content.header))
+        stamps.append(stamp_to_ns(content.header.stamp))
         positions.append((position.x, position.y, position.z))
         turns.append((turn.x, turn.y, turn.z, turn.w))
     if refused:

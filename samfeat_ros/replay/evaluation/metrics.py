@@ -1,4 +1,4 @@
-"""Numbers of a run: what was found, followed and missed, and how true it is under known camera poses."""
+"""Metrics of a run: keypoints, matches, tracks and cost, and errors under known camera poses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from samfeat_core.camera import Camera
 from samfeat_core.measure import percentiles
-from samfeat_core.poses import pose_error
-from samfeat_core.two_view import epipolar_distance, skew
-from samfeat_ros.odometry.estimator import Pose, relative_pose
-from samfeat_ros.replay.evaluation.runs import Record, Run
+from samfeat_core.poses import pose_error, relative_pose
+from samfeat_core.two_view import epipolar_distance, essential_matrix
+from samfeat_ros.odometry.estimator import estimate_motion
+from samfeat_ros.replay.evaluation.runs import Run, TrackedFrame
 
 GRID = (12, 9)  # cells across and down for the coverage of the image
 FAILED_DEG = 180.0  # what an unsolved relative pose counts as
@@ -23,48 +23,46 @@ SURVIVAL_FRAMES = (1, 2, 3, 5, 10, 20, 30, 50, 100)
 
 @dataclass(frozen=True)
 class Truth:
-    """Known camera-to-world poses (4, 4) by frame number, and how far two cameras must be apart to count."""
+    """Known camera-to-world poses (4, 4) by frame number, and the least baseline of a pair of cameras that counts."""
 
     poses: dict[int, np.ndarray]
     min_baseline_m: float
 
-    def motion(self, first: int, second: int) -> Pose | None:
-        """Motion of points from camera `first` into camera `second`; None where unknown or too short."""
+    def motion(self, first: int, second: int) -> np.ndarray | None:
+        """(4, 4) transform of points from camera `first` to camera `second`; None where unknown or too short."""
         if first not in self.poses or second not in self.poses:
             return None
-        matrix = np.linalg.inv(self.poses[second]) @ self.poses[first]
-        if np.linalg.norm(matrix[:3, 3]) < self.min_baseline_m:
-            return None
-        return Pose(matrix[:3, :3], matrix[:3, 3])
+        motion = relative_pose(self.poses[first], self.poses[second])
+        return None if np.linalg.norm(motion[:3, 3]) < self.min_baseline_m else motion
 
 
 def summarize(run: Run) -> dict[str, Any]:
     """Counts, coverage, tracks and cost of a run: no ground truth needed."""
-    records = run.records
-    follow = [record for record in records if record.number_prev is not None]
+    frames = run.frames
+    follow = [frame for frame in frames if frame.number_prev is not None]
     return {
         "name": run.name,
         "kind": run.kind,
         "details": run.details,
         "frames_offered": run.offered,
-        "frames_processed": len(records),
+        "frames_processed": len(frames),
         "dropped": run.dropped,
-        "rate_hz": len(records) / run.seconds if run.seconds > 0 else None,
+        "rate_hz": len(frames) / run.seconds if run.seconds > 0 else None,
         "seconds": run.seconds,
-        "latency_ms": percentiles([1e3 * record.latency_s for record in records]),
+        "latency_ms": percentiles([1e3 * frame.latency_s for frame in frames]),
         "stages_ms": run.stages,
         "cpu_percent": run.cpu_percent,
         "memory_mb": run.memory_mb,
         "device_memory_mb": run.device_memory_mb,
-        "keypoints": _spread(len(record.keypoints) for record in records),
-        "matches": _spread(len(record.points) for record in follow),
-        "inliers": _spread(int(record.inlier.sum()) for record in follow),
-        "inlier_ratio": _spread(record.inlier_ratio for record in follow),
+        "keypoints": _spread(len(frame.keypoints) for frame in frames),
+        "matches": _spread(len(frame.points) for frame in follow),
+        "inliers": _spread(int(frame.inlier.sum()) for frame in follow),
+        "inlier_ratio": _spread(frame.inlier_ratio for frame in follow),
         "coverage": {
-            "keypoints": _mean(coverage(record.keypoints, record.size) for record in records),
-            "inliers": _mean(coverage(record.points[record.inlier], record.size) for record in follow),
+            "keypoints": _mean(coverage(frame.keypoints, frame.size) for frame in frames),
+            "inliers": _mean(coverage(frame.points[frame.inlier], frame.size) for frame in follow),
         },
-        "tracks": summarize_tracks(records),
+        "tracks": summarize_tracks(frames),
         "digest": run.digest(),
     }
 
@@ -78,54 +76,54 @@ def coverage(points: np.ndarray, size: tuple[int, int]) -> float:
     return len(np.unique(cells, axis=0)) / (GRID[0] * GRID[1])
 
 
-def track_lengths(records: list[Record]) -> np.ndarray:
+def track_lengths(frames: list[TrackedFrame]) -> np.ndarray:
     """Frames that each track was seen in, one entry per track. An id that pauses begins a new track."""
     alive: dict[int, int] = {}
     lengths: list[int] = []
-    for record in records:
-        now = {int(number): alive.pop(int(number), 0) + 1 for number in record.ids}
+    for frame in frames:
+        now = {int(number): alive.pop(int(number), 0) + 1 for number in frame.ids}
         lengths += alive.values()
         alive = now
     return np.array([*lengths, *alive.values()], np.int64)
 
 
-def summarize_tracks(records: list[Record]) -> dict[str, Any]:
+def summarize_tracks(frames: list[TrackedFrame]) -> dict[str, Any]:
     """Number and lengths of tracks, and the share of tracks that are at least k frames long."""
-    lengths = track_lengths(records)
+    lengths = track_lengths(frames)
     if not len(lengths):
         return {"count": 0, "mean_length": None, "survival": {}}
     ranked = percentiles(lengths) or {}
-    # where a tracked point of an average frame stands: long tracks count in every frame they live
+    # a track counts in every frame it lives in
     per_point = float((lengths.astype(float) ** 2).sum() / lengths.sum())
     return {
         "count": len(lengths),
         "mean_length": float(lengths.mean()),
         "length": ranked,
         "mean_length_of_a_point": per_point,
-        "survival": {str(k): float((lengths >= k).mean()) for k in SURVIVAL_FRAMES if k <= len(records)},
+        "survival": {str(k): float((lengths >= k).mean()) for k in SURVIVAL_FRAMES if k <= len(frames)},
     }
 
 
-def epipolar_errors(record: Record, motion: Pose, camera: Camera) -> np.ndarray:
-    """(M,) mean distance in pixels of each match from its two epipolar lines under the true motion; NaN off the lens.
+def epipolar_errors(frame: TrackedFrame, motion: np.ndarray, camera: Camera) -> np.ndarray:
+    """(M,) mean distance in pixels of each match from its two epipolar lines under the true motion, a (4, 4) transform.
 
-    Pixels are those of the undistorted image at the mean focal length.
+    Pixels are those of the undistorted image at the mean focal length. NaN where the lens model has no ray.
     """
-    a, b = camera.normalize(record.points_prev), camera.normalize(record.points)
-    essential = skew(motion.translation) @ motion.rotation
+    a, b = camera.normalize(frame.points_prev), camera.normalize(frame.points)
+    essential = essential_matrix(motion)
     return camera.focal * (epipolar_distance(a, b, essential) + epipolar_distance(b, a, essential.T)) / 2
 
 
-def summarize_epipolar(records: list[Record], truth: Truth, camera: Camera) -> dict[str, Any] | None:
+def summarize_epipolar(frames: list[TrackedFrame], truth: Truth, camera: Camera) -> dict[str, Any] | None:
     """Epipolar error of all matches and of the inliers; None where no pair of frames has a known motion."""
     every, good, pairs = [], [], 0
-    for record in records:
-        motion = None if record.number_prev is None else truth.motion(record.number_prev, record.number)
+    for frame in frames:
+        motion = None if frame.number_prev is None else truth.motion(frame.number_prev, frame.number)
         if motion is None:
             continue
-        errors = epipolar_errors(record, motion, camera)
+        errors = epipolar_errors(frame, motion, camera)
         every.append(errors)
-        good.append(errors[record.inlier])
+        good.append(errors[frame.inlier])
         pairs += 1
     if not pairs:
         return None
@@ -133,14 +131,14 @@ def summarize_epipolar(records: list[Record], truth: Truth, camera: Camera) -> d
 
 
 def summarize_relative_poses(
-    records: list[Record], truth: Truth, camera: Camera, gaps: Iterable[int]
+    frames: list[TrackedFrame], truth: Truth, camera: Camera, gaps: Iterable[int]
 ) -> dict[str, dict[str, Any]]:
     """Errors of the motion between frames that are `gap` apart, from the tracks that both have.
 
     The motion is that of the essential matrix. A pair without a solution counts as 180 degrees.
     """
-    by_number = {record.number: record for record in records}
-    rays = {record.number: camera.normalize(record.keypoints) for record in records}
+    by_number = {frame.number: frame for frame in frames}
+    rays = {frame.number: camera.normalize(frame.keypoints) for frame in frames}
     result = {}
     for gap in gaps:
         rotations, directions, solved = [], [], 0
@@ -164,23 +162,22 @@ def summarize_relative_poses(
 
 
 def _pair_error(
-    first: Record, second: Record, rays: dict[int, np.ndarray], motion: Pose, camera: Camera
+    first: TrackedFrame, second: TrackedFrame, rays: dict[int, np.ndarray], motion: np.ndarray, camera: Camera
 ) -> tuple[float, float] | None:
     """Rotation and translation-direction error in degrees; None where there is no solution."""
     _, a, b = np.intersect1d(first.ids, second.ids, return_indices=True)
     rays_a, rays_b = rays[first.number][a], rays[second.number][b]
     usable = np.isfinite(rays_a).all(axis=1) & np.isfinite(rays_b).all(axis=1)
-    found = relative_pose(rays_a[usable], rays_b[usable], RELATIVE_POSE_THRESHOLD_PX / camera.focal)
+    found = estimate_motion(rays_a[usable], rays_b[usable], RELATIVE_POSE_THRESHOLD_PX / camera.focal)
     if found is None:
         return None
     estimate = found[0]
-    return pose_error(estimate.rotation, estimate.translation, motion.rotation, motion.translation, signed=True)
+    return pose_error(estimate.rotation, estimate.translation, motion[:3, :3], motion[:3, 3], signed=True)
 
 
-def worst_frames(records: list[Record], count: int) -> list[Record]:
-    """The frames with the fewest inliers among those that follow another frame."""
-    follow = [record for record in records[1:] if record.number_prev is not None or not len(record.points)]
-    return sorted(follow, key=lambda record: int(record.inlier.sum()))[:count]
+def worst_frames(frames: list[TrackedFrame], count: int) -> list[TrackedFrame]:
+    """The frames with the fewest inliers; the first one, which has none, aside."""
+    return sorted(frames[1:], key=lambda frame: int(frame.inlier.sum()))[:count]
 
 
 def _errors(values: np.ndarray) -> dict[str, float] | None:
@@ -197,11 +194,10 @@ def _errors(values: np.ndarray) -> dict[str, float] | None:
 
 def _spread(values: Iterable[float]) -> dict[str, float] | None:
     array = np.array(list(values), np.float64)
-    array = array[np.isfinite(array)]
-    if not len(array):
+    ranked = percentiles(array, (5, 50))
+    if ranked is None:
         return None
-    low, middle = np.percentile(array, [5, 50])
-    return {"mean": float(array.mean()), "median": float(middle), "p5": float(low)}
+    return {"mean": float(array[np.isfinite(array)].mean()), "median": ranked["p50"], "p5": ranked["p5"]}
 
 
 def _mean(values: Iterable[float]) -> float | None:

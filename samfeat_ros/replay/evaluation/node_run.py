@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-from samfeat_core.measure import percentiles
 from samfeat_core.tracking import ID_LIMIT
+from samfeat_ros import node_status
 from samfeat_ros.messages import Keypoints, MatchRows, keypoints_from_msg, matches_from_msg
-from samfeat_ros.replay.evaluation.footage import Footage, FrameInfo
-from samfeat_ros.replay.evaluation.runs import Record, Run
-from samfeat_ros.replay.playback import Answer, Frame, NodeProcess, Playback
+from samfeat_ros.replay.evaluation.footage import Footage, Frame
+from samfeat_ros.replay.evaluation.runs import MODEL, Run, TrackedFrame
+from samfeat_ros.replay.node_process import NodeProcess
+from samfeat_ros.replay.playback import Playback, RoundTrip
 
-STAGES = ("queue", "decode", "network", "match", "publish")
 ANSWER_TIMEOUT_S = 10.0
 READY_TIMEOUT_S = 600.0  # an engine may have to be built first
 
@@ -48,33 +48,33 @@ def run_model(
     """Play the footage to the node and take in its keypoints and matches.
 
     Args:
+        budget: largest number of keypoints.
         rate: times the recorded speed; None = one image in flight, so that every frame is processed.
+        on_frame: called after every image, for a progress bar.
         log: file for the node's terminal output.
 
     Raises:
-        PlaybackError: the node does not come up, or ends.
+        NodeError: the node does not come up, or ends.
     """
     parameters = {"model": choice.name, "weights": choice.weights, "max_keypoints": budget, **choice.parameters}
-    compressed = footage.recording.image_type.endswith("CompressedImage")
-    process = NodeProcess(parameters, compressed=compressed, timeout=READY_TIMEOUT_S, log=log)
-    answers = _Answers(footage.frames)
-    with process, Playback(process, footage.recording.image_type, ("keypoints", "matches"), answers.take) as playback:
-        playback.wait_until_ready(next(frame for _, frame in footage.messages()))
+    outputs = _Outputs(footage.frames)
+    process = NodeProcess(parameters, footage.recording.image_type, READY_TIMEOUT_S, log)
+    with process, Playback(process, ("keypoints", "matches"), outputs.take) as playback:
+        playback.wait_until_ready(next(message for _, message in footage.messages()))
         usage = _Usage(process.pid)
 
-        def after_frame(answer: Answer) -> None:
+        def after_frame() -> None:
             usage.sample()
             on_frame()
 
-        playback.play(_frames(footage), rate, ANSWER_TIMEOUT_S, after_frame)
+        playback.play((message for _, message in footage.messages()), rate, ANSWER_TIMEOUT_S, after_frame)
         usage.finish()
-        run = Run(choice.label, "model", len(footage.frames))
-        run.records = answers.records(playback.answers)
-        run.seconds = _duration(playback.answers)
-        run.cpu_percent, run.memory_mb, run.device_memory_mb = usage.result(run.seconds)
-        status = playback.diagnostics[-1] if playback.diagnostics else {}
+        status = playback.status
+    run = Run(choice.label, MODEL, len(footage.frames))
+    run.frames = outputs.tracked(playback.round_trips)
+    run.seconds = _duration(playback.round_trips)
+    run.cpu_percent, run.memory_mb, run.device_memory_mb = usage.result(run.seconds)
     run.stages, run.dropped = _stages(status), _drops(status, run)
-    total = percentiles([1e3 * record.latency_s for record in run.records])
     run.details = {
         "description": "the node, over ROS",
         "model": choice.name,
@@ -82,60 +82,53 @@ def run_model(
         "device": status.get("device", "unknown"),
         "engine": status.get("engine", "unknown"),
         "parameters": choice.parameters,
-        "round_trip_ms": total,
     }
     return run
 
 
-def _frames(footage: Footage) -> Iterator[Frame]:
-    return (frame for _, frame in footage.messages())
+class _Outputs:
+    """The node's keypoints and matches, paired by their stamp."""
 
-
-class _Answers:
-    """Pairs the keypoints and matches messages of each frame by their stamp."""
-
-    def __init__(self, frames: list[FrameInfo]) -> None:
+    def __init__(self, frames: list[Frame]) -> None:
         self.frames = {frame.stamp_ns: frame for frame in frames}
         self.keypoints: dict[int, Keypoints] = {}
         self.matches: dict[int, MatchRows] = {}
 
-    def take(self, topic: str, message: Any, answer: Answer | None) -> None:
-        if answer is None:  # of the warm-up
+    def take(self, topic: str, message: Any, trip: RoundTrip | None) -> None:
+        """Callback of `Playback`."""
+        if trip is None:  # of the warm-up
             return
         if topic == "keypoints":
-            self.keypoints[answer.stamp_ns] = keypoints_from_msg(message)
+            self.keypoints[trip.stamp_ns] = keypoints_from_msg(message)
         elif topic == "matches":
-            self.matches[answer.stamp_ns] = matches_from_msg(message)
+            self.matches[trip.stamp_ns] = matches_from_msg(message)
 
-    def records(self, answers: list[Answer]) -> list[Record]:
+    def tracked(self, trips: list[RoundTrip]) -> list[TrackedFrame]:
+        """The frames of which both came."""
         first_id: int | None = None
         found = []
-        for answer in answers:
-            keypoints, rows = self.keypoints.get(answer.stamp_ns), self.matches.get(answer.stamp_ns)
+        for trip in trips:
+            keypoints, rows = self.keypoints.get(trip.stamp_ns), self.matches.get(trip.stamp_ns)
             if keypoints is None or rows is None:
                 continue
             if first_id is None and len(keypoints.ids):
                 first_id = int(keypoints.ids.min())  # the warm-up has used up the ids before
-            found.append(self._record(answer, keypoints, rows, first_id or 0))
+            found.append(self._tracked(trip, keypoints, rows, first_id or 0))
         return found
 
-    def _record(self, answer: Answer, keypoints: Keypoints, rows: MatchRows, first_id: int) -> Record:
-        info = self.frames[answer.stamp_ns]
+    def _tracked(self, trip: RoundTrip, keypoints: Keypoints, rows: MatchRows, first_id: int) -> TrackedFrame:
         previous = self.frames.get(rows.stamp_prev_ns) if rows.stamp_prev_ns is not None else None
-        latency = answer.latency("matches")
-        return Record(
-            info.number,
-            info.stamp_ns,
-            info.time_ns,
-            info.size,
-            keypoints.points,
-            (keypoints.ids.astype(np.int64) - first_id) % ID_LIMIT,
-            rows.points_prev,
-            rows.points,
-            (rows.ids.astype(np.int64) - first_id) % ID_LIMIT,
-            rows.inlier,
-            previous.number if previous else None,
-            float("nan") if latency is None else latency,
+        latency = trip.latency("matches")
+        return TrackedFrame(
+            **vars(self.frames[trip.stamp_ns]),
+            keypoints=keypoints.points,
+            ids=(keypoints.ids.astype(np.int64) - first_id) % ID_LIMIT,
+            points_prev=rows.points_prev,
+            points=rows.points,
+            match_ids=(rows.ids.astype(np.int64) - first_id) % ID_LIMIT,
+            inlier=rows.inlier,
+            number_prev=previous.number if previous else None,
+            latency_s=float("nan") if latency is None else latency,
         )
 
 
@@ -165,6 +158,7 @@ class _Usage:
         self.device_memory = _device_memory_mb(self.process.pid)
 
     def result(self, seconds: float) -> tuple[float | None, float | None, float | None]:
+        """CPU in percent of a core over that time, memory and GPU memory in MB; None = not known."""
         cpu = 100 * (self.end - self.start) / seconds if seconds > 0 else None
         return cpu, self.memory or None, self.device_memory or None
 
@@ -182,29 +176,24 @@ def _device_memory_mb(pid: int) -> float:
         return 0.0
 
 
-def _duration(answers: list[Answer]) -> float:
-    """Seconds from the first image sent to the last answer received."""
-    if not answers:
+def _duration(trips: list[RoundTrip]) -> float:
+    """Seconds from the first image sent to the last message received."""
+    if not trips:
         return 0.0
-    times = [time for answer in answers for time in answer.received.values()]
-    return max([*times, answers[-1].sent]) - answers[0].sent
+    times = [time for trip in trips for time in trip.received.values()]
+    return max([*times, trips[-1].sent]) - trips[0].sent
 
 
 def _stages(status: dict[str, str]) -> dict[str, dict[str, float]]:
     """Latencies by stage from the node's diagnostics, in milliseconds."""
-    stages = {}
-    for stage in STAGES:
-        values = {rank: float(status.get(f"latency_{stage}_{rank}_ms", "nan")) for rank in ("p50", "p90", "p99")}
-        if all(np.isfinite(value) for value in values.values()):
-            stages[stage] = values
-    return stages
+    found = node_status.latencies(status)
+    return {stage: found[stage] for stage in node_status.STAGES if all(map(np.isfinite, found[stage].values()))}
 
 
 def _drops(status: dict[str, str], run: Run) -> dict[str, int]:
     """Frames without an answer by cause: what the node counted, and `lost` for those that it never saw."""
-    prefix = "dropped_"
-    drops = {key[len(prefix) :]: int(value) for key, value in status.items() if key.startswith(prefix)}
-    lost = run.offered - len(run.records) - sum(drops.values())
+    drops = node_status.dropped(status)
+    lost = run.offered - len(run.frames) - sum(drops.values())
     if lost > 0:
         drops["lost"] = lost
     return {cause: count for cause, count in drops.items() if count}

@@ -12,10 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from samfeat_core.files import write_bytes
 from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.evaluation.metrics import track_lengths, worst_frames
 from samfeat_ros.replay.evaluation.report import Evaluated, cells, rows, where_classic_wins
-from samfeat_ros.replay.evaluation.runs import Record
+from samfeat_ros.replay.evaluation.runs import CLASSIC, MODEL, TrackedFrame
 
 COLOURS = ("#1f6fb2", "#d1495b", "#2e933c", "#e08e0b", "#7b4fa3", "#5c677d", "#00798c", "#9b5d00")
 PICTURE_WIDTH = 520
@@ -65,9 +66,8 @@ def write_page(report: dict[str, Any], evaluated: list[Evaluated], footage: Foot
     title = f"evaluate_bag: {escape(Path(bag['path']).name)}"
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{title}</title>"
     body = "\n".join(parts)
-    path.write_text(
-        f"<!doctype html><html lang='en'><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
-    )
+    page = f"<!doctype html><html lang='en'><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
+    write_bytes(path, page.encode())
 
 
 def _footage(report: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def _table(report: dict[str, Any]) -> str:
 
 def _classic(report: dict[str, Any]) -> str:
     wins = where_classic_wins(report)
-    if not {entry["kind"] for entry in report["runs"]} >= {"model", "baseline"}:
+    if not {entry["kind"] for entry in report["runs"]} >= {MODEL, CLASSIC}:
         return ""
     if not wins:
         return "<p>No classic front-end is better than the best model in any line.</p>"
@@ -109,7 +109,7 @@ def _classic(report: dict[str, Any]) -> str:
 
 
 def _explain(report: dict[str, Any]) -> str:
-    text = "Best of a line on green. Latency of a model: image published to matches received, over ROS. "
+    text = "Green: best of its line. Latency of a model: image published to matches received, over ROS. "
     if report["settings"]["rate"] == "max":
         text += "Rate max: one image in flight, every frame processed; drops do not occur. "
     text += "Latency of a classic front-end: computing time in this process"
@@ -152,9 +152,9 @@ def _coloured(evaluated: list[Evaluated]) -> Iterable[tuple[Evaluated, str]]:
 def _plot_matches(evaluated: list[Evaluated]) -> str:
     figure, axes = _figure(11, 2.0 * len(evaluated), rows=len(evaluated), sharex=True, sharey=True)
     for (item, colour), axis in zip(_coloured(evaluated), axes[:, 0]):
-        seconds = [record.time_ns * 1e-9 for record in item.run.records]
-        matches = [len(record.points) for record in item.run.records]
-        inliers = [int(record.inlier.sum()) for record in item.run.records]
+        seconds = [frame.time_ns * 1e-9 for frame in item.run.frames]
+        matches = [len(frame.points) for frame in item.run.frames]
+        inliers = [int(frame.inlier.sum()) for frame in item.run.frames]
         axis.plot(seconds, matches, color=colour, alpha=0.35, linewidth=1, label="matches")
         axis.plot(seconds, inliers, color=colour, linewidth=1.4, label="inliers")
         axis.set_title(item.run.name, loc="left", fontsize=10)
@@ -167,7 +167,7 @@ def _plot_matches(evaluated: list[Evaluated]) -> str:
 def _plot_latency(evaluated: list[Evaluated]) -> str:
     figure, axes = _figure(11, 3.2, columns=2, gridspec_kw={"width_ratios": [3, 2]})
     axis = axes[0, 0]
-    latencies = [np.array([1e3 * record.latency_s for record in item.run.records]) for item in evaluated]
+    latencies = [np.array([1e3 * frame.latency_s for frame in item.run.frames]) for item in evaluated]
     latencies = [values[np.isfinite(values)] for values in latencies]
     known = np.concatenate(latencies)
     if len(known):
@@ -209,13 +209,13 @@ def _plot_stages(evaluated: list[Evaluated], axis: Any) -> None:
 def _plot_survival(evaluated: list[Evaluated]) -> str:
     figure, axes = _figure(11, 3.2, columns=2)
     for item, colour in _coloured(evaluated):
-        lengths = np.sort(track_lengths(item.run.records))
+        lengths = np.sort(track_lengths(item.run.frames))
         if not len(lengths):
             continue
-        frames = np.arange(1, min(int(lengths.max()), 200) + 1)
-        alive = len(lengths) - np.searchsorted(lengths, frames)
-        axes[0, 0].plot(frames, alive / len(lengths), color=colour, label=item.run.name)
-        axes[0, 1].plot(frames, alive, color=colour, label=item.run.name)
+        least = np.arange(1, min(int(lengths.max()), 200) + 1)
+        alive = len(lengths) - np.searchsorted(lengths, least)
+        axes[0, 0].plot(least, alive / len(lengths), color=colour, label=item.run.name)
+        axes[0, 1].plot(least, alive, color=colour, label=item.run.name)
     for axis, label in zip(axes[0], ("share of tracks", "number of tracks")):
         axis.set(xscale="log", yscale="log", xlabel="at least so many frames long", ylabel=label)
         _plain_ticks(axis.xaxis)
@@ -250,7 +250,7 @@ def _plot_trajectories(evaluated: list[Evaluated]) -> str:
 def _pictures(evaluated: list[Evaluated], footage: Footage) -> list[str]:
     """Sample frames of every run side by side, then the worst frames of each."""
     samples = _samples(evaluated)
-    worst = [(item, record) for item in evaluated for record in worst_frames(item.run.records, SAMPLES)]
+    worst = [(item, frame) for item in evaluated for frame in worst_frames(item.run.frames, SAMPLES)]
     drawn = _draw([*samples, *worst], footage)
     legend = (
         "<p class='note'>Lines lead from the previous frame's point to this frame's: green inliers, red outliers.</p>"
@@ -262,41 +262,41 @@ def _pictures(evaluated: list[Evaluated], footage: Footage) -> list[str]:
     ]  # fmt: skip
 
 
-def _samples(evaluated: list[Evaluated]) -> list[tuple[Evaluated, Record]]:
-    numbers = sorted({record.number for item in evaluated for record in item.run.records})
+def _samples(evaluated: list[Evaluated]) -> list[tuple[Evaluated, TrackedFrame]]:
+    numbers = sorted({frame.number for item in evaluated for frame in item.run.frames})
     if len(numbers) < 2:
-        return [(item, record) for item in evaluated for record in item.run.records[:1]]
+        return [(item, frame) for item in evaluated for frame in item.run.frames[:1]]
     wanted = [numbers[round(share * (len(numbers) - 1))] for share in np.linspace(0.2, 0.8, SAMPLES)]
     pairs = []
     for number in dict.fromkeys(wanted):
         for item in evaluated:
-            if item.run.records:
-                nearest = min(item.run.records, key=lambda record: abs(record.number - number))
+            if item.run.frames:
+                nearest = min(item.run.frames, key=lambda frame: abs(frame.number - number))
                 pairs.append((item, nearest))
     return pairs
 
 
-def _draw(wanted: list[tuple[Evaluated, Record]], footage: Footage) -> dict[tuple[str, int], str]:
+def _draw(wanted: list[tuple[Evaluated, TrackedFrame]], footage: Footage) -> dict[tuple[str, int], str]:
     """JPEG data of each (run, frame number)."""
-    by_number: dict[int, list[tuple[str, Record]]] = {}
-    for item, record in wanted:
-        by_number.setdefault(record.number, []).append((item.run.name, record))
+    by_number: dict[int, list[tuple[str, TrackedFrame]]] = {}
+    for item, tracked in wanted:
+        by_number.setdefault(tracked.number, []).append((item.run.name, tracked))
     drawn = {}
-    for info, image in footage.images():
-        for name, record in by_number.get(info.number, []):
-            drawn[name, info.number] = _jpeg(draw_matches(image, record))
+    for frame, image in footage.images(by_number):
+        for name, tracked in by_number[frame.number]:
+            drawn[name, frame.number] = _jpeg(draw_matches(image, tracked))
     return drawn
 
 
-def draw_matches(image: np.ndarray, record: Record) -> np.ndarray:
+def draw_matches(image: np.ndarray, frame: TrackedFrame) -> np.ndarray:
     """(h, w, 3) BGR picture of a frame with its matches, at the width of the report."""
     scale = min(1.0, PICTURE_WIDTH / image.shape[1])
     canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image.copy()
     if canvas.ndim == 2:
         canvas = cv2.cvtColor(canvas, cv2.COLOR_GRAY2BGR)
-    ends = np.stack([record.points_prev, record.points], axis=1) * scale
+    ends = np.stack([frame.points_prev, frame.points], axis=1) * scale
     for good, colour in ((False, RED), (True, GREEN)):
-        lines = np.round(ends[record.inlier == good]).astype(np.int32)
+        lines = np.round(ends[frame.inlier == good]).astype(np.int32)
         cv2.polylines(canvas, list(lines), False, colour, 1, cv2.LINE_AA)
         for point in lines[:, 1]:
             cv2.circle(canvas, (int(point[0]), int(point[1])), 1, colour, -1)
@@ -307,16 +307,16 @@ def _jpeg(image: np.ndarray) -> str:
     return base64.b64encode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()).decode()
 
 
-def _counts(record: Record) -> str:
-    return f"{len(record.points)} matches, {int(record.inlier.sum())} inliers"
+def _counts(frame: TrackedFrame) -> str:
+    return f"{len(frame.points)} matches, {int(frame.inlier.sum())} inliers"
 
 
-def _gallery(items: list[tuple[Evaluated, Record]], drawn: dict[tuple[str, int], str], columns: int) -> str:
+def _gallery(items: list[tuple[Evaluated, TrackedFrame]], drawn: dict[tuple[str, int], str], columns: int) -> str:
     figures = []
-    for item, record in items:
-        data = drawn.get((item.run.name, record.number))
+    for item, frame in items:
+        data = drawn.get((item.run.name, frame.number))
         if data:
-            text = f"{item.run.name}, frame {record.number}: {_counts(record)}"
+            text = f"{item.run.name}, frame {frame.number}: {_counts(frame)}"
             image = f"<img src='data:image/jpeg;base64,{data}' alt='{escape(text)}'>"
             figures.append(f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>")
     style = f"grid-template-columns: repeat({min(columns, 4)}, 1fr)"

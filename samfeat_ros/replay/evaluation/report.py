@@ -12,10 +12,10 @@ from samfeat_core.measure import machine
 from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.evaluation.ground_truth import GroundTruth
 from samfeat_ros.replay.evaluation.metrics import Truth, summarize, summarize_epipolar, summarize_relative_poses
-from samfeat_ros.replay.evaluation.runs import Run
+from samfeat_ros.replay.evaluation.runs import CLASSIC, MODEL, Run
 from samfeat_ros.replay.evaluation.trajectory import Trajectory, evaluate_trajectory
 
-FORMAT, VERSION = "samfeat_ros/evaluate_bag", 1
+FORMAT, VERSION = "samfeat_ros/evaluate_bag", 2
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ def evaluate_run(run: Run, footage: Footage, truth: Truth | None, gaps: list[int
     trajectory = None
     camera = footage.camera
     if camera is not None and truth is not None:
-        records = [record for record in run.records if footage.camera_of(record.size)]
-        entry["epipolar"] = summarize_epipolar(records, truth, camera)
-        entry["relative_pose"] = summarize_relative_poses(records, truth, camera, gaps)
-        trajectory = evaluate_trajectory(records, camera, truth.poses)
+        frames = [frame for frame in run.frames if footage.camera_of(frame.size)]
+        entry["epipolar"] = summarize_epipolar(frames, truth, camera)
+        entry["relative_pose"] = summarize_relative_poses(frames, truth, camera, gaps)
+        trajectory = evaluate_trajectory(frames, camera, truth.poses)
         entry["trajectory"] = trajectory.summary if trajectory else None
     entry["per_frame"] = {
-        "number": [record.number for record in run.records],
-        "stamp_ns": [record.stamp_ns for record in run.records],
-        "keypoints": [len(record.keypoints) for record in run.records],
-        "matches": [len(record.points) for record in run.records],
-        "inliers": [int(record.inlier.sum()) for record in run.records],
-        "latency_ms": [1e3 * record.latency_s for record in run.records],
+        "number": [frame.number for frame in run.frames],
+        "stamp_ns": [frame.stamp_ns for frame in run.frames],
+        "keypoints": [len(frame.keypoints) for frame in run.frames],
+        "matches": [len(frame.points) for frame in run.frames],
+        "inliers": [int(frame.inlier.sum()) for frame in run.frames],
+        "latency_ms": [1e3 * frame.latency_s for frame in run.frames],
     }
     return Evaluated(run, entry, trajectory)
 
@@ -169,10 +169,10 @@ def cells(row: Row, report: dict[str, Any]) -> list[tuple[str, bool]]:
 
 
 def where_classic_wins(report: dict[str, Any]) -> list[str]:
-    """Lines of the table in which a baseline is better than every model."""
+    """Lines of the table in which a classic front-end is better than every model."""
     found = []
     for row in rows(report):
-        models, classics = (_values(row, report, kind) for kind in ("model", "baseline"))
+        models, classics = (_values(row, report, kind) for kind in (MODEL, CLASSIC))
         if row.better is None or not models or not classics:
             continue
         ours, theirs = row.better(models.values()), row.better(classics.values())

@@ -1,4 +1,4 @@
-"""What a front-end did with the footage: one record per processed frame, and what it cost."""
+"""What a front-end did with the footage: one `TrackedFrame` per processed frame, and what it cost."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from samfeat_ros.replay.evaluation.footage import Frame
+
+MODEL, CLASSIC = "model", "classic"  # kinds of front-ends
+
 
 @dataclass(frozen=True)
-class Record:
-    """One processed frame of one front-end.
+class TrackedFrame(Frame):
+    """A frame of the footage with what one front-end found in it.
 
     Attributes:
-        number: of the frame in the recording. stamp_ns: its header stamp. time_ns: on the play's clock.
-        size: (width, height) of the image.
         keypoints: (N, 2) float32 pixels. ids: (N,) int64 track ids.
         points_prev, points: (M, 2) float32 matched pixels in the previous processed frame and in this one.
         match_ids: (M,) int64. inlier: (M,) bool.
@@ -23,10 +25,6 @@ class Record:
         latency_s: from the image's arrival to its matches, NaN where unknown.
     """
 
-    number: int
-    stamp_ns: int
-    time_ns: int
-    size: tuple[int, int]
     keypoints: np.ndarray
     ids: np.ndarray
     points_prev: np.ndarray
@@ -47,20 +45,20 @@ class Run:
     """One front-end's pass over the footage.
 
     Attributes:
-        name: as in the report. kind: "model" (the real node) or "baseline" (in this process).
-        records: of the processed frames, in order.
+        name: as in the report. kind: `MODEL` (the real node) or `CLASSIC` (OpenCV, in this process).
         offered: frames that it was given; dropped: cause -> count of those it did not process.
+        frames: those that it processed, in order.
         seconds: how long the pass took on the play's clock.
         stages: stage -> its latencies in milliseconds, {"p50": ..., "p90": ..., "p99": ...}.
         cpu_percent: of one core, mean over the pass. memory_mb: largest resident memory of the node's process.
         device_memory_mb: GPU memory of that process. None = not known.
-        details: what else is to be said (engine, device, model, description).
+        details: for the report (engine, device, model, description).
     """
 
     name: str
     kind: str
     offered: int
-    records: list[Record] = field(default_factory=list)
+    frames: list[TrackedFrame] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -72,8 +70,8 @@ class Run:
     def digest(self) -> str:
         """SHA-256 over keypoints, ids and matches of all frames: equal digests mean equal results to the bit."""
         sha = hashlib.sha256()
-        for record in self.records:
-            sha.update(np.int64(record.number).tobytes())
-            for part in (record.keypoints, record.ids, record.points_prev, record.points, record.inlier):
+        for frame in self.frames:
+            sha.update(np.int64(frame.number).tobytes())
+            for part in (frame.keypoints, frame.ids, frame.points_prev, frame.points, frame.inlier):
                 sha.update(np.ascontiguousarray(part).tobytes())
         return sha.hexdigest()

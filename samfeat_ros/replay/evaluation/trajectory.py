@@ -1,4 +1,4 @@
-"""The trajectory that a plain monocular visual odometry makes of a run's matches, judged by evo."""
+"""The trajectory of a plain monocular visual odometry on a run's matches, and its errors by evo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from samfeat_core.camera import Camera
 from samfeat_ros.odometry.estimator import LOST, TRACKING, MonocularOdometry
-from samfeat_ros.replay.evaluation.runs import Record
+from samfeat_ros.replay.evaluation.runs import TrackedFrame
 
 MIN_POSES = 10
 RPE_FRAMES = (1, 10)
@@ -29,7 +29,7 @@ class Trajectory:
     reference: np.ndarray
 
 
-def run_odometry(records: list[Record], camera: Camera) -> tuple[dict[int, np.ndarray], dict[str, int]]:
+def run_odometry(frames: list[TrackedFrame], camera: Camera) -> tuple[dict[int, np.ndarray], dict[str, int]]:
     """Camera-to-world poses (4, 4) by frame number, and how many frames had which status.
 
     The same code as the node `visual_odometry`, fed with the same inliers.
@@ -37,18 +37,18 @@ def run_odometry(records: list[Record], camera: Camera) -> tuple[dict[int, np.nd
     odometry = MonocularOdometry(camera)
     poses: dict[int, np.ndarray] = {}
     statuses: dict[str, int] = {}
-    for record in records:
-        keep = record.inlier
+    for frame in frames:
+        keep = frame.inlier
         update = odometry.update(
-            record.match_ids[keep], record.points_prev[keep], record.points[keep], record.number, record.number_prev
+            frame.match_ids[keep], frame.points_prev[keep], frame.points[keep], frame.number, frame.number_prev
         )
         statuses[update.status] = statuses.get(update.status, 0) + 1
         if update.pose is not None:
-            poses[record.number] = update.pose.camera_to_world
+            poses[frame.number] = update.pose.camera_to_world
     return poses, statuses
 
 
-def evaluate_trajectory(records: list[Record], camera: Camera, truth: dict[int, np.ndarray]) -> Trajectory | None:
+def evaluate_trajectory(frames: list[TrackedFrame], camera: Camera, truth: dict[int, np.ndarray]) -> Trajectory | None:
     """ATE and RPE after alignment by rotation, translation and scale; None where fewer than 10 poses can be compared.
 
     Args:
@@ -57,7 +57,7 @@ def evaluate_trajectory(records: list[Record], camera: Camera, truth: dict[int, 
     from evo.core.geometry import GeometryException
     from evo.core.trajectory import PosePath3D
 
-    poses, statuses = run_odometry(records, camera)
+    poses, statuses = run_odometry(frames, camera)
     numbers = [number for number in sorted(poses) if number in truth]
     if len(numbers) < MIN_POSES:
         return None
@@ -70,7 +70,7 @@ def evaluate_trajectory(records: list[Record], camera: Camera, truth: dict[int, 
     length = float(reference.path_length)
     ate = _ape(reference, estimate)
     summary = {
-        "frames": len(records),
+        "frames": len(frames),
         "poses": len(numbers),
         "tracking": statuses.get(TRACKING, 0),
         "lost": statuses.get(LOST, 0),

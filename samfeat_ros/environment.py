@@ -1,0 +1,50 @@
+"""The process environment that ROS needs for large messages, and for talking to this host alone. Imports no ROS."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+# Each names the profile file of Fast DDS: the first for Kilted, the second for Jazzy and Humble.
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+PROFILE = "fastdds_shm.xml"  # in config/
+
+
+def prepare_environment() -> None:
+    """Let this process and its children talk to this host only, and exchange large messages.
+
+    Call it before rclpy is imported. What the user has set (profile files, discovery range) is left alone.
+    """
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Jazzy and later
+    if os.environ.get("ROS_DISTRO") == "humble":
+        os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")
+    os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)  # ROS from PyPI wheels looks for its share folders there
+    profile = transport_profile()
+    if profile:
+        # the publisher needs it as much as the node: without it Fast DDS loses most best-effort messages over 512 KiB
+        os.environ.setdefault(_profile_variable(), str(profile))
+
+
+def transport_profile() -> Path | None:
+    """`config/fastdds_shm.xml` in the checkout or in the installed share folder, None where neither is there."""
+    prefixes = [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    folders = [Path(__file__).resolve().parents[1] / "config"]
+    folders += [prefix / "share" / "samfeat_ros" / "config" for prefix in [*prefixes, Path(sys.prefix)]]
+    return next((folder / PROFILE for folder in folders if (folder / PROFILE).is_file()), None)
+
+
+def _profile_variable() -> str:
+    """The variable of this distribution. Kilted reads the old name too, but warns about it."""
+    distribution = os.environ.get("ROS_DISTRO")
+    old = distribution in ("humble", "iron", "jazzy") or (distribution is None and _is_installed("ros-jazzy-rclpy"))
+    return PROFILE_VARIABLES[1] if old else PROFILE_VARIABLES[0]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,53 @@
+"""Decoded images on disk, so that every front-end and the report get them without decoding them again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import numpy as np
+
+LIMIT_BYTES = 4 * 2**30
+
+
+class ImageCache:
+    """A sequence of images in a temporary file. It grows until the limit, or the disk, is full, and stops there.
+
+    Args:
+        limit_bytes: largest size of the file.
+    """
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._room = limit_bytes
+        self._file = tempfile.TemporaryFile(prefix="samfeat_images_", buffering=0)  # noqa: SIM115
+        self._places: list[tuple[int, tuple[int, ...]]] = []  # offset and shape
+
+    def __len__(self) -> int:
+        """How many images are kept: the first ones that were added."""
+        return len(self._places)
+
+    def append(self, image: np.ndarray) -> None:
+        """Keep a uint8 image, if there is room and there was room for all before it."""
+        if image.nbytes > self._room:
+            self._room = 0
+            return
+        offset = self._file.tell()
+        try:
+            written = self._file.write(np.ascontiguousarray(image).data)
+        except OSError:
+            written = 0
+        if written != image.nbytes:
+            self._room = 0
+            return
+        self._room -= image.nbytes
+        self._places.append((offset, image.shape))
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The image, read-only."""
+        offset, shape = self._places[index]
+        data = os.pread(self._file.fileno(), int(np.prod(shape)), offset)
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
