@@ -4,7 +4,7 @@
     python benchmarks/cpu_path.py --engine openvino --engine openvino_int8
     python benchmarks/cpu_path.py --extractor samfeat-nano=best.safetensors --peer mymodule:make_extractor
 
-Every frame goes through the extractor and then through the same `FrameTracker` (mutual nearest neighbours, epipolar
+Every frame goes through the extractor and then through the same `MatchTracker` (mutual nearest neighbours, epipolar
 check, track ids). The extractors take turns in short blocks of frames, so that whatever else the machine does meets
 all of them alike. Prints a table and writes a JSON file:
 
@@ -96,13 +96,13 @@ class Runner:
     """One extractor with its own tracker and its place in the sequence."""
 
     def __init__(self, label: str, extractor: Extractor, frames: Sequence[np.ndarray], max_keypoints: int):
-        from samfeat_core.tracking import FrameTracker
+        from samfeat_core.tracking import MatchTracker
 
         self.label = label
         self.extractor = extractor
         self.frames = frames
         self.max_keypoints = max_keypoints
-        self.tracker = FrameTracker()
+        self.tracker = MatchTracker()
         self.order = back_and_forth(len(frames))
         self.times: list[tuple[float, float]] = []
         self.counts: list[tuple[int, int, int]] = []

@@ -11,16 +11,20 @@ __all__ = [
     "EngineError",
     "FeatureExtractor",
     "Features",
-    "FrameTracker",
+    "HybridTracker",
+    "MatchTracker",
     "Matches",
     "SamfeatError",
     "WeightsError",
+    "make_tracker",
     "match_mutual",
 ]
 
 _LAZY = {
     "FeatureExtractor": "samfeat_core.extractor",
-    "FrameTracker": "samfeat_core.tracking",
+    "HybridTracker": "samfeat_core.tracking",
+    "MatchTracker": "samfeat_core.tracking",
+    "make_tracker": "samfeat_core.tracking",
     "match_mutual": "samfeat_core.matching",
 }
 

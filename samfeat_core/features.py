@@ -1,4 +1,4 @@
-"""The two typed objects that flow through the package: `Features` of a frame, `Matches` between two."""
+"""The two typed objects that flow through the package: `Features` of a frame, `Matches` between two frames."""
 
 from __future__ import annotations
 
@@ -55,15 +55,21 @@ class Features:
 
 @dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Matches:
-    """Matches of the current frame to the previous one, with the identity of every current keypoint.
+    """Matches of the current frame to the previous one, with the identity of every current row.
+
+    N rows belong to the current `Features`, M matches connect some of them with rows of the previous frame.
 
     Attributes:
         index: (M,) int64 rows into the current `Features`.
         index_prev: (M,) int64 rows into the previous `Features`.
-        similarity: (M,) float32 dot product of the matched descriptors.
+        similarity: (M,) float32 dot product of the descriptors of the two rows.
         inlier: (M,) bool, agrees with the epipolar geometry of the frame pair.
-        track_ids: (N,) int64, one per row of the current `Features`.
+        track_ids: (N,) int64.
         restarted: tracks started anew with this frame, so there is nothing to match to.
+        lengths: (N,) int64 frames in which the track was seen, this one included; 1 = new.
+        sources: (N,) uint8 where the position comes from: `samfeat_core.tracking.DETECTED`, `FOLLOWED` or `RECOVERED`.
+        trust: (N,) float32, correlation of the image around the point with the track's reference patch, at most 1;
+            1 for new points and for trackers that compare no images.
     """
 
     index: np.ndarray
@@ -72,6 +78,16 @@ class Matches:
     inlier: np.ndarray
     track_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     restarted: bool = False
+    lengths: np.ndarray = None  # type: ignore[assignment]
+    sources: np.ndarray = None  # type: ignore[assignment]
+    trust: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        count = len(self.track_ids)
+        defaults = {"lengths": np.ones(count, np.int64), "sources": np.zeros(count, np.uint8)}
+        for name, default in {**defaults, "trust": np.ones(count, np.float32)}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
 
     def __len__(self) -> int:
         return len(self.index)

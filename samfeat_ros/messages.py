@@ -2,10 +2,11 @@
 
 The `*_to_msg` functions are what the node publishes; the `*_from_msg` functions are public API for consumers. Layouts:
 
-- `~/keypoints`, one row per keypoint: x, y (pixels), z = 0, score: float32; id (of the track): uint32.
+- `~/keypoints`, one row per point: x, y (pixels), z = 0, score: float32; id, length (of the track, in frames): uint32;
+  trust: float32; source: uint8, 0 detected, 1 followed, 2 recovered (`samfeat_core.tracking.SOURCES`).
 - `~/descriptors`, one row per keypoint: descriptor: float32[D].
 - `~/matches`, one row per match: x, y, x_prev, y_prev, similarity: float32; index, index_prev, id: uint32;
-  inlier: uint8; stamp_prev_sec, stamp_prev_nanosec: uint32.
+  inlier: uint8; stamp_prev_sec, stamp_prev_nanosec, length: uint32; source: uint8, as those of the keypoint.
 - `~/tracks`, one row per tracked keypoint: sensor_msgs/PointCloud as VINS-Fusion (9 channels) or VINS-Mono (5) reads.
 
 A descriptor row is the unit descriptor times its attention weight (`Features.matchable`): the dot product of two rows
@@ -30,7 +31,19 @@ from samfeat_core.features import Features, Matches
 from samfeat_ros.stamps import join_ns, split_ns
 from samfeat_ros.stamps import stamp_to_ns as stamp_to_ns  # part of this module for its users
 
-KEYPOINT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("score", "f4"), ("id", "u4")])
+KEYPOINT = np.dtype(
+    [
+        ("x", "f4"),
+        ("y", "f4"),
+        ("z", "f4"),
+        ("score", "f4"),
+        ("id", "u4"),
+        ("length", "u4"),
+        ("trust", "f4"),
+        ("source", "u1"),
+    ],
+    align=True,
+)
 MATCH = np.dtype(
     [
         ("x", "f4"),
@@ -44,6 +57,8 @@ MATCH = np.dtype(
         ("inlier", "u1"),
         ("stamp_prev_sec", "u4"),
         ("stamp_prev_nanosec", "u4"),
+        ("length", "u4"),
+        ("source", "u1"),
     ],
     align=True,  # as a C++ struct has it
 )
@@ -73,11 +88,19 @@ class MessageError(ValueError):
 
 
 class Keypoints(NamedTuple):
-    """Rows of `~/keypoints`: points (N, 2) float32 pixels, scores (N,) float32, ids (N,) uint32 of the tracks."""
+    """Rows of `~/keypoints`.
+
+    points (N, 2) float32 pixels; scores (N,) float32; ids (N,) uint32 of the tracks; lengths (N,) uint32 frames in
+    which the track was seen; trust (N,) float32, see `Matches.trust`; sources (N,) uint8, see
+    `samfeat_core.tracking.SOURCES`.
+    """
 
     points: np.ndarray
     scores: np.ndarray
     ids: np.ndarray
+    lengths: np.ndarray
+    trust: np.ndarray
+    sources: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -86,7 +109,8 @@ class MatchRows:
 
     points, points_prev (M, 2) float32 pixels in this frame and in the previous one; similarity (M,) float32; index,
     index_prev (M,) uint32 rows in this and in the previous `~/keypoints`; ids (M,) uint32; inlier (M,) bool;
-    stamp_prev_ns: stamp of the previous frame in nanoseconds, None when there is no match.
+    stamp_prev_ns: stamp of the previous frame in nanoseconds, None when there is no match; lengths (M,) uint32 and
+    sources (M,) uint8 as in `Keypoints`.
     """
 
     points: np.ndarray
@@ -97,6 +121,8 @@ class MatchRows:
     ids: np.ndarray
     inlier: np.ndarray
     stamp_prev_ns: int | None
+    lengths: np.ndarray
+    sources: np.ndarray
 
 
 class Tracks(NamedTuple):
@@ -117,11 +143,12 @@ def ns_to_stamp(nanoseconds: int) -> Time:
     return Time(sec=sec, nanosec=nanosec)
 
 
-def keypoints_to_msg(header: Header, features: Features, track_ids: np.ndarray) -> PointCloud2:
+def keypoints_to_msg(header: Header, features: Features, matches: Matches) -> PointCloud2:
     """`~/keypoints` of one frame, rows in the order of `features`."""
     rows = np.zeros(len(features), KEYPOINT)
     rows["x"], rows["y"] = features.keypoints.T
-    rows["score"], rows["id"] = features.scores, track_ids
+    rows["score"], rows["id"], rows["length"] = features.scores, matches.track_ids, matches.lengths
+    rows["trust"], rows["source"] = matches.trust, matches.sources
     return _cloud(header, rows)
 
 
@@ -144,6 +171,7 @@ def matches_to_msg(
         rows["similarity"], rows["inlier"] = matches.similarity, matches.inlier
         rows["index"], rows["index_prev"] = matches.index, matches.index_prev
         rows["id"] = matches.track_ids[matches.index]
+        rows["length"], rows["source"] = matches.lengths[matches.index], matches.sources[matches.index]
         rows["stamp_prev_sec"], rows["stamp_prev_nanosec"] = split_ns(stamp_prev_ns or 0)
     return _cloud(header, rows)
 
@@ -188,7 +216,8 @@ def image_to_msg(header: Header, image: np.ndarray) -> Image:
 def keypoints_from_msg(msg: PointCloud2) -> Keypoints:
     """Arrays of a `~/keypoints` message. Raises MessageError for any other layout."""
     rows = _rows(msg, KEYPOINT)
-    return Keypoints(_pairs(rows, "x", "y"), rows["score"].copy(), rows["id"].copy())
+    columns = (rows[name].copy() for name in ("score", "id", "length", "trust", "source"))
+    return Keypoints(_pairs(rows, "x", "y"), *columns)
 
 
 def descriptors_from_msg(msg: PointCloud2) -> np.ndarray:
@@ -211,6 +240,8 @@ def matches_from_msg(msg: PointCloud2) -> MatchRows:
         rows["id"].copy(),
         rows["inlier"].astype(bool),
         stamp_prev_ns,
+        rows["length"].copy(),
+        rows["source"].copy(),
     )
 
 

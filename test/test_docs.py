@@ -200,11 +200,15 @@ def executables() -> dict[str, str]:
 def launch_arguments() -> dict[str, tuple[str | None, str]]:
     """Default and meaning of the launch file's arguments; None = a default that is computed."""
     tree = ast.parse((ROOT / "launch" / "samfeat.launch.py").read_text())
-    table: Any = next(
-        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARGUMENTS"
-    )
-    entries = [(key.value, *value.elts) for key, value in zip(table.keys, table.values)]
-    return {name: (getattr(default, "value", None), meaning.value) for name, default, meaning in entries}
+    wanted = [
+        node
+        for node in tree.body
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("samfeat_"))
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARGUMENTS")
+    ]
+    names: dict[str, Any] = {"SHARE": ROOT, "str": lambda path: None}
+    exec(compile(ast.Module(wanted, []), "samfeat.launch.py", "exec"), names)
+    return names["ARGUMENTS"]
 
 
 @cache
@@ -319,7 +323,7 @@ def test_the_picture_is_small():
 
 def test_the_readme_shows_what_the_demo_prints():
     shown = next(block.text for block in blocks("README.md") if block.language == "text")
-    code = [*(ROOT / "samfeat_ros" / "replay").rglob("*.py"), ROOT / "samfeat_ros" / "node" / "diagnostics.py"]
+    code = [*(ROOT / "samfeat_ros" / "replay").rglob("*.py"), ROOT / "samfeat_ros" / "node_status.py"]
     source = "".join(path.read_text() for path in code)
     for line in filter(str.strip, shown.splitlines()):
         label = re.split(r"  +", line.strip())[0]
@@ -381,7 +385,7 @@ def test_the_tables_of_topics_are_those_of_the_node():
     from samfeat_ros import qos
     from samfeat_ros.messages import KEYPOINT, MATCH, TRACKS_LAYOUTS
     from samfeat_ros.node.diagnostics import Statistics
-    from samfeat_ros.node.outputs import TOPICS
+    from samfeat_ros.topics import OUTPUTS, short_name
 
     page = "docs/topics.md"
     inputs = rows(page, "## Inputs")
@@ -389,7 +393,7 @@ def test_the_tables_of_topics_are_those_of_the_node():
     assert [row[2] for row in inputs] == [quality(qos.newest()), "the same", "the same", quality(qos.latched())]
     outputs = {row[0]: row[1:] for row in rows(page, "## Outputs") if row[0].startswith("~/")}
     assert {topic: row[0].split(",")[0].split("/")[1] for topic, row in outputs.items()} == {
-        f"~/{topic}": kind.__name__ for topic, kind in TOPICS.items()
+        f"~/{topic}": short_name(output.type) for topic, output in OUTPUTS.items()
     }
     assert next(iter(outputs.values()))[1] == quality(qos.reliable())
     for topic, layout in (("keypoints", KEYPOINT), ("matches", MATCH)):

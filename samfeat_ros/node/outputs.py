@@ -77,7 +77,7 @@ class Outputs:
         return Bool(data=True)
 
     def _keypoints(self, frame: ProcessedFrame, parameters: Parameters) -> PointCloud2:
-        return messages.keypoints_to_msg(frame.header, frame.features, frame.matches.track_ids)
+        return messages.keypoints_to_msg(frame.header, frame.features, frame.matches)
 
     def _descriptors(self, frame: ProcessedFrame, parameters: Parameters) -> PointCloud2:
         return messages.descriptors_to_msg(frame.header, frame.features)
@@ -98,7 +98,7 @@ class Outputs:
         self._drawing.tail = parameters.overlay_tail
         if frame.matches.restarted:
             self._drawing.reset()
-        picture = self._drawing.draw(frame.image, frame.features, frame.matches.track_ids, frame.track_lengths)
+        picture = self._drawing.draw(frame.image, frame.features, frame.matches)
         return messages.image_to_msg(frame.header, picture)
 
 
@@ -112,7 +112,7 @@ def tracks(frame: ProcessedFrame, min_length: int) -> tuple[np.ndarray, np.ndarr
     assert frame.camera is not None
     points = frame.features.keypoints
     rays = frame.camera.normalize(points)
-    keep = (frame.track_lengths >= min_length) & np.isfinite(rays).all(axis=1)
+    keep = (frame.matches.lengths >= min_length) & np.isfinite(rays).all(axis=1)
     return frame.matches.track_ids[keep], rays[keep], points[keep], _velocities(frame, rays)[keep]
 
 

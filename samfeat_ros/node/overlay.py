@@ -5,7 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from samfeat_core.features import Features
+from samfeat_core.features import Features, Matches
+from samfeat_core.tracking import FOLLOWED, RECOVERED
 
 _NEW = (160, 160, 160)
 _SUBPIXEL_BITS = 4
@@ -26,27 +27,30 @@ class Overlay:
         """Forget all tails."""
         self._paths.clear()
 
-    def draw(self, image: np.ndarray, features: Features, track_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    def draw(self, image: np.ndarray, features: Features, matches: Matches) -> np.ndarray:
         """Draw one frame.
 
         Args:
             image: (H, W) grey or (H, W, 3) BGR uint8; not changed.
-            features: keypoints of the image.
-            track_ids: (N,) ids of the rows; tails follow them.
-            lengths: (N,) frames each row has been tracked: 1 is drawn grey, longer from blue (short) to red (long).
+            features: points of the image.
+            matches: their tracks. New points are grey, others from blue (short tracks) to red (long ones); a detected
+                point is a circle, a followed one a dot, a recovered one a ring around a dot.
 
         Returns:
             (H, W, 3) BGR uint8.
         """
         canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
-        self._extend(features.keypoints, track_ids)
-        colors = _colors(lengths)
+        self._extend(features.keypoints, matches.track_ids)
+        colors = _colors(matches.lengths)
         radius = max(2, round(max(features.image_size) / 400))
         for path, color in zip(self._paths.values(), colors):
             if len(path) > 1:
                 cv2.polylines(canvas, [_fixed_point(path)], False, color, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
-        for (x, y), color in zip(_fixed_point(features.keypoints).tolist(), colors):
-            cv2.circle(canvas, (x, y), radius << _SUBPIXEL_BITS, color, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+        for (x, y), color, source in zip(_fixed_point(features.keypoints).tolist(), colors, matches.sources.tolist()):
+            if source != FOLLOWED:
+                cv2.circle(canvas, (x, y), radius << _SUBPIXEL_BITS, color, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+            if source in (FOLLOWED, RECOVERED):
+                cv2.circle(canvas, (x, y), 1 << _SUBPIXEL_BITS, color, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
         return canvas
 
     def _extend(self, points: np.ndarray, track_ids: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 
 from samfeat_core.engines import BY_DEVICE, ENGINES, check_choice
 from samfeat_core.models import model_names
+from samfeat_core.tracking import TRACKERS
 from samfeat_ros.topics import TRANSPORTS
 
 # When a parameter may change: at start only, while the node is unconfigured, or at any time.
@@ -74,6 +75,24 @@ class Parameters:
     border: int = _entry(4, "Width in pixels of the image border without keypoints.", low=0, high=256)
 
     # matching and tracks
+    tracker: str = _entry(
+        "hybrid",
+        "match follows keypoints from frame to frame by their descriptors; flow, by optical flow; hybrid, by both, and "
+        "it finds lost ones again. Changing it restarts the tracks.",
+        change=LIVE,
+        choices=TRACKERS,
+    )
+    track_memory: int = _entry(
+        10, "Frames for which a lost track can be found again, with tracker hybrid.", change=LIVE, low=0, high=100
+    )
+    track_spacing: float = _entry(
+        3.0, "Pixels that a new point keeps from every track, with tracker flow or hybrid.", change=LIVE, low=0.0,
+        high=100.0,
+    )  # fmt: skip
+    track_grid: int = _entry(
+        0, "Cells along either side of the image over which new points are spread evenly, with tracker flow or hybrid; "
+        "0 = the strongest ones.", change=LIVE, low=0, high=64,
+    )  # fmt: skip
     min_similarity: float = _entry(
         -1.0, "Smallest similarity (cosine) of a match; -1 = no bound.", change=LIVE, low=-1.0, high=1.0
     )

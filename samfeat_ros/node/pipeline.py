@@ -16,7 +16,7 @@ from std_msgs.msg import Header
 from samfeat_core.camera import Camera
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.features import Features, Matches
-from samfeat_core.tracking import FrameTracker
+from samfeat_core.tracking import HybridTracker, Tracker, make_tracker
 from samfeat_ros.image_input import image_from_msg
 from samfeat_ros.messages import camera_from_msg, stamp_to_ns
 from samfeat_ros.node.parameters import Parameters
@@ -29,9 +29,8 @@ class ProcessedFrame:
     Attributes:
         header: of the image message, untouched.
         image: (H, W) grey or (H, W, 3) BGR uint8.
-        features: of this frame; features_prev: of the one before, None after a restart.
-        matches: between the two.
-        track_lengths: (N,) frames each row of `features` has been tracked.
+        features: rows of this frame, as its tracker gives them; features_prev: of the one before, None after a restart.
+        matches: between the two, and the tracks of the rows.
         stamp_prev_ns: stamp of the previous frame, None after a restart.
         camera: intrinsics, None where no usable CameraInfo has come.
         seconds: duration of the stages decode, network and match.
@@ -42,7 +41,6 @@ class ProcessedFrame:
     features: Features
     features_prev: Features | None
     matches: Matches
-    track_lengths: np.ndarray
     stamp_prev_ns: int | None
     camera: Camera | None
     seconds: dict[str, float]
@@ -68,7 +66,8 @@ class Pipeline:
         warn: Callable[[str, str], None] = lambda key, text: None,
     ) -> None:
         self.extractor = extractor
-        self._tracker = FrameTracker()
+        self._tracker: Tracker | None = None
+        self._tracker_name = ""
         self._warn = warn
         self._lock = threading.Lock()
         self._mask = mask
@@ -109,45 +108,55 @@ class Pipeline:
 
     def _process(self, msg: Image | CompressedImage) -> ProcessedFrame:
         parameters = self._parameters
-        self._apply(parameters)
+        tracker = self._apply(parameters)
         start = time.monotonic()
         image = image_from_msg(msg, parameters.full_scale_16bit)
         encoding = msg.format if isinstance(msg, CompressedImage) else msg.encoding
         decoded = time.monotonic()
-        features = self.extractor(image, self._mask_of(image))
+        mask = self._mask_of(image)
+        found = self.extractor(image, mask)
         extracted = time.monotonic()
         if self._must_reset or encoding != self._encoding:
             self._must_reset, self._encoding = False, encoding
-            self._tracker.reset()
+            tracker.reset()
         stamp_ns, stamp_prev_ns = stamp_to_ns(msg.header.stamp), self._stamp_ns
         camera = self._camera_of(image, parameters.rectified)
-        matches = self._tracker.update(features, stamp_ns, camera)
+        matches = tracker.update(found, stamp_ns, camera, image, mask)
+        assert tracker.current is not None
         self._stamp_ns = stamp_ns
         seconds = {"decode": decoded - start, "network": extracted - decoded, "match": time.monotonic() - extracted}
         return ProcessedFrame(
             header=msg.header,
             image=image,
-            features=features,
-            features_prev=self._tracker.previous,
+            features=tracker.current,
+            features_prev=tracker.previous,
             matches=matches,
-            track_lengths=self._tracker.track_lengths,
             stamp_prev_ns=None if matches.restarted else stamp_prev_ns,
             camera=camera,
             seconds=seconds,
         )
 
-    def _apply(self, parameters: Parameters) -> None:
+    def _apply(self, parameters: Parameters) -> Tracker:
+        """Give extractor and tracker their parameters; the tracker, another one if another is asked for."""
         extractor, tracker = self.extractor, self._tracker
         if extractor.max_keypoints != parameters.max_keypoints:
             extractor.max_keypoints = parameters.max_keypoints
         threshold = extractor.default_threshold if parameters.threshold < 0 else parameters.threshold
         if extractor.threshold != threshold:
             extractor.threshold = threshold
+        if tracker is None or self._tracker_name != parameters.tracker:
+            tracker = self._tracker = make_tracker(parameters.tracker)
+            self._tracker_name = parameters.tracker
+        if isinstance(tracker, HybridTracker):
+            tracker.max_points = parameters.max_keypoints
+            tracker.memory, tracker.spacing = parameters.track_memory, parameters.track_spacing
+            tracker.grid = parameters.track_grid
         tracker.min_similarity = None if parameters.min_similarity <= -1 else parameters.min_similarity
         tracker.ratio = None if parameters.ratio >= 1 else parameters.ratio
         tracker.verify = parameters.verify
         tracker.threshold_px = parameters.inlier_threshold
         tracker.max_gap_s = parameters.max_gap
+        return tracker
 
     def _mask_of(self, image: np.ndarray) -> np.ndarray | None:
         """The mask at the size of the image."""

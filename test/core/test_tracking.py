@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from samfeat_core.features import Features
-from samfeat_core.tracking import ID_LIMIT, FrameTracker
+from samfeat_core.tracking import ID_LIMIT, MatchTracker
 
 SIZE = (640, 480)
 RNG = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def frame(step: float, rows=slice(None), size=SIZE) -> Features:
 
 
 def test_ids_follow_the_points_through_reordering_loss_and_birth():
-    tracker = FrameTracker(min_similarity=0.9)
+    tracker = MatchTracker(min_similarity=0.9)
     first = tracker.update(frame(0, np.arange(150)))
     assert first.restarted and len(first) == 0 and np.isnan(first.inlier_ratio)
     np.testing.assert_array_equal(first.track_ids, np.arange(150))
@@ -34,13 +34,13 @@ def test_ids_follow_the_points_through_reordering_loss_and_birth():
     assert set(second.track_ids[~old]) == set(range(150, 180))
     assert not second.restarted and second.inlier.all() and second.inlier_ratio == 1
     np.testing.assert_array_equal(tracker.previous.keypoints, frame(0, np.arange(150)).keypoints)
-    np.testing.assert_array_equal(tracker.track_lengths, np.where(old, 2, 1))
+    np.testing.assert_array_equal(second.lengths, np.where(old, 2, 1))
 
     third = tracker.update(frame(2, np.arange(200)))
     expected = dict(zip(rows, second.track_ids, strict=True))
     assert all(third.track_ids[row] == expected[row] for row in rows)
     assert third.track_ids[:30].min() >= 180  # lost in frame 2: a new track, not the old id
-    assert sorted(set(tracker.track_lengths)) == [1, 2, 3]
+    assert sorted(set(third.lengths)) == [1, 2, 3]
 
 
 def test_a_match_off_the_epipolar_geometry_begins_a_new_track():
@@ -49,7 +49,7 @@ def test_a_match_off_the_epipolar_geometry_begins_a_new_track():
     points[:20] += [9, -31]
     moved = Features(points, moved.scores, moved.descriptors, SIZE)
     for verify in (True, False):
-        tracker = FrameTracker(verify=verify)
+        tracker = MatchTracker(verify=verify)
         before = tracker.update(frame(0)).track_ids
         after = tracker.update(moved)
         assert len(after) == 200
@@ -64,7 +64,7 @@ def test_a_match_off_the_epipolar_geometry_begins_a_new_track():
     [(10_050_000_000, False), (11_000_000_000, False), (11_000_000_001, True), (9_999_999_999, True)],
 )
 def test_gaps_and_stamps_that_go_back_restart(stamp, restarts):
-    tracker = FrameTracker()
+    tracker = MatchTracker()
     ids = tracker.update(frame(0), stamp_ns=10_000_000_000).track_ids
     matches = tracker.update(frame(1), stamp_ns=stamp)
     assert matches.restarted == restarts
@@ -74,7 +74,7 @@ def test_gaps_and_stamps_that_go_back_restart(stamp, restarts):
 
 
 def test_reset_size_and_dimension_restart():
-    tracker = FrameTracker()
+    tracker = MatchTracker()
     tracker.update(frame(0))
     tracker.reset()
     assert tracker.update(frame(1)).restarted
@@ -84,7 +84,7 @@ def test_reset_size_and_dimension_restart():
 
 
 def test_empty_frames_are_frames():
-    tracker = FrameTracker()
+    tracker = MatchTracker()
     tracker.update(frame(0))
     dark = tracker.update(Features.empty(SIZE, 32))
     assert not dark.restarted and len(dark) == 0 and dark.track_ids.shape == (0,)
@@ -93,7 +93,7 @@ def test_empty_frames_are_frames():
 
 
 def test_ids_wrap_below_the_limit_and_spare_the_living():
-    tracker = FrameTracker()
+    tracker = MatchTracker()
     tracker._next_id = ID_LIMIT - 50
     first = tracker.update(frame(0, np.arange(40)))
     second = tracker.update(frame(1, np.arange(100)))
@@ -108,7 +108,7 @@ def test_ids_wrap_below_the_limit_and_spare_the_living():
 def test_weights_take_part_in_matching():
     weights = np.full(200, 2.0, np.float32)
     plain = frame(0)
-    tracker = FrameTracker()
+    tracker = MatchTracker()
     tracker.update(Features(plain.keypoints, plain.scores, plain.descriptors, SIZE, weights))
     moved = frame(1)
     matches = tracker.update(Features(moved.keypoints, moved.scores, moved.descriptors, SIZE, weights))
@@ -118,4 +118,4 @@ def test_weights_take_part_in_matching():
 @pytest.mark.parametrize("bad", [{"ratio": 0}, {"threshold_px": -1}, {"max_gap_s": 0}])
 def test_impossible_bounds_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        FrameTracker(**bad)
+        MatchTracker(**bad)

@@ -42,13 +42,23 @@ def test_stamps():
 def test_keypoints(count):
     sent = features(count)
     ids = np.arange(count) + 2**24 - 1 - count
-    msg = travel(messages.keypoints_to_msg(HEADER, sent, ids))
+    tracks = Matches(
+        *[np.zeros(0, int)] * 3, np.zeros(0, bool), ids, False, np.arange(count) + 1,
+        np.arange(count, dtype=np.uint8) % 3, np.linspace(-1, 1, count, dtype=np.float32),
+    )  # fmt: skip
+    msg = travel(messages.keypoints_to_msg(HEADER, sent, tracks))
     assert msg.header == HEADER
     assert [(field.name, field.datatype) for field in msg.fields] == [
         *((name, PointField.FLOAT32) for name in ("x", "y", "z", "score")),
         ("id", PointField.UINT32),
+        ("length", PointField.UINT32),
+        ("trust", PointField.FLOAT32),
+        ("source", PointField.UINT8),
     ]
     got = messages.keypoints_from_msg(msg)
+    np.testing.assert_array_equal(got.lengths, tracks.lengths)
+    np.testing.assert_array_equal(got.trust, tracks.trust)
+    np.testing.assert_array_equal(got.sources, tracks.sources)
     np.testing.assert_array_equal(got.points, sent.keypoints)
     np.testing.assert_array_equal(got.scores, sent.scores)
     np.testing.assert_array_equal(got.ids, ids)
@@ -139,13 +149,14 @@ def test_the_reader_of_vins_mono_finds_what_it_indexes():
 
 
 def test_either_byte_order_and_foreign_offsets():
-    layout = np.dtype({"names": ["id", "score", "z", "y", "x"], "formats": [">u4", *[">f4"] * 4], "itemsize": 32})
+    names = ["source", "id", "length", "score", "trust", "z", "y", "x"]
+    layout = np.dtype({"names": names, "formats": [">u1", *[">u4"] * 2, *[">f4"] * 5], "itemsize": 32})
     rows = np.zeros(3, layout)
     rows["x"], rows["id"], rows["score"] = [1.5, 2.5, 3.5], [7, 8, 9], 0.25
-    kinds = {"f": PointField.FLOAT32, "u": PointField.UINT32}
+    kinds = {"f4": PointField.FLOAT32, "u4": PointField.UINT32, "u1": PointField.UINT8}
     msg = PointCloud2(height=1, width=3, point_step=32, row_step=96, is_bigendian=True)
     msg.fields = [
-        PointField(name=name, offset=layout.fields[name][1], datatype=kinds[layout[name].kind], count=1)
+        PointField(name=name, offset=layout.fields[name][1], datatype=kinds[layout[name].str[1:]], count=1)
         for name in layout.names
     ]
     msg.data.frombytes(rows.tobytes())
@@ -155,7 +166,9 @@ def test_either_byte_order_and_foreign_offsets():
 
 
 def test_foreign_clouds_are_refused():
-    keypoints = messages.keypoints_to_msg(HEADER, features(3), np.arange(3))
+    keypoints = messages.keypoints_to_msg(
+        HEADER, features(3), Matches(*[np.zeros(0, int)] * 3, np.zeros(0, bool), np.arange(3))
+    )
     with pytest.raises(messages.MessageError, match="lacks the field x_prev"):
         messages.matches_from_msg(keypoints)
     with pytest.raises(messages.MessageError, match="descriptor"):
@@ -163,7 +176,7 @@ def test_foreign_clouds_are_refused():
     with pytest.raises(messages.MessageError, match="its fields: none"):
         messages.keypoints_from_msg(PointCloud2())
     keypoints.data = keypoints.data[:-1]
-    with pytest.raises(messages.MessageError, match="59 bytes, expected 3 points of 20"):
+    with pytest.raises(messages.MessageError, match="95 bytes, expected 3 points of 32"):
         messages.keypoints_from_msg(keypoints)
     with pytest.raises(messages.MessageError, match="0 channels"):
         messages.tracks_from_msg(PointCloud())

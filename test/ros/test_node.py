@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud, Poin
 from std_msgs.msg import Bool  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
+from samfeat_core.tracking import DETECTED, FOLLOWED  # noqa: E402
 from samfeat_ros import messages  # noqa: E402
 from samfeat_ros.node_status import TIMED, values_from_msg  # noqa: E402
 
@@ -45,7 +46,7 @@ def test_features_and_matches_of_a_moving_camera(rig):
         rows = messages.keypoints_from_msg(keypoints)
         assert 0 < len(rows.points) <= 1024
         assert (rows.points >= 0).all() and (rows.points <= [camera.width - 1, camera.height - 1]).all()
-        assert (np.diff(rows.scores) <= 0).all()
+        assert (np.diff(rows.scores[rows.lengths == 1]) <= 0).all()  # new points, the strongest first
         assert len(set(rows.ids.tolist())) == len(rows.ids)
         assert len(messages.descriptors_from_msg(descriptors)) == len(rows.points)
         pairs = messages.matches_from_msg(matches)
@@ -390,7 +391,7 @@ def test_parameters_change_while_running(rig):
     assert camera.frame(got).width > 60
     assert rig.set(max_keypoints=50) == (True, "")
     assert camera.frame(got).width == 50
-    assert rig.set(max_keypoints=1024)[0]
+    assert rig.set(max_keypoints=1024, tracker="match")[0]
     assert camera.frame(got).width > 60
     camera.frame(matches)
     many = camera.frame(matches).width
@@ -398,6 +399,22 @@ def test_parameters_change_while_running(rig):
     assert camera.frame(matches).width < many
     assert rig.set(threshold=1.0)[0]
     assert camera.frame(got).width == 0
+
+
+def test_the_tracker_changes_while_running(rig):
+    rig.node(tracker="match")
+    camera = Camera(rig)
+    got = rig.output(PointCloud2, "keypoints")
+    camera.frame(got)
+    rows = messages.keypoints_from_msg(camera.frame(got))
+    assert rows.lengths.max() == 2 and (rows.sources == DETECTED).all() and (rows.trust == 1).all()
+    assert rig.set(tracker="hybrid")[0]
+    rows = messages.keypoints_from_msg(camera.frame(got))
+    assert (rows.lengths == 1).all()  # its tracks begin anew
+    rows = messages.keypoints_from_msg(camera.frame(got))
+    followed = rows.sources == FOLLOWED
+    assert followed.any() and (rows.lengths[followed] == 2).all()
+    assert 0.9 < np.median(rows.trust[rows.lengths == 2]) < 1
 
 
 def test_impossible_parameters_are_refused_with_the_reason(rig):

@@ -1,0 +1,98 @@
+"""Where points are expected: the motion of their neighbours, and what lies near what in an image."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+CELLS = 16  # of the motion field along the longer side of the image
+BLUR = 1.5  # cells, deviation of the Gaussian by which neighbours count
+
+
+def interpolate_motion(points: np.ndarray, motion: np.ndarray, at: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(N, 2) float32 motion at points (N, 2), from the motion (M, 2) of M >= 1 points (M, 2) around them.
+
+    A weighted mean of the neighbours, the nearer the more: sums over cells of the (width, height) image, blurred.
+    """
+    cell = max(size) / CELLS
+    columns, lines = (int(side / cell) + 1 for side in size)
+    known, asked = (np.clip((part / cell).astype(np.int64), 0, (columns - 1, lines - 1)) for part in (points, at))
+    index = known[:, 1] * columns + known[:, 0]
+    sums = [np.bincount(index, weights, columns * lines) for weights in (np.ones(len(points)), *motion.T)]
+    count, dx, dy = (
+        cv2.GaussianBlur(plane.reshape(lines, columns), (0, 0), BLUR, borderType=cv2.BORDER_CONSTANT)[
+            asked[:, 1], asked[:, 0]
+        ]
+        for plane in sums
+    )
+    # Far from all neighbours the blurred count vanishes, and the mean of all takes over.
+    little = 1e-6
+    mean = motion.mean(axis=0)
+    return (np.stack([dx + little * mean[0], dy + little * mean[1]], 1) / (count + little)[:, None]).astype(np.float32)
+
+
+def nearest_within(points: np.ndarray, keypoints: np.ndarray, radius: float, size: tuple[int, int]) -> np.ndarray:
+    """(N,) row of the keypoint (K, 2) nearest to each point (N, 2), -1 where none is within the radius in pixels.
+
+    No keypoint is given to two points: the nearer one gets it.
+    """
+    none = np.full(len(points), -1, np.int64)
+    if not len(points) or not len(keypoints):
+        return none
+    reach = int(np.ceil(radius + 1))
+    width, height = size
+    # A picture of the keypoints' rows, with a margin: who is near is read from the pixels around a point.
+    rows = np.full((height + 2 * reach, width + 2 * reach), -1, np.int32)
+    at = pixels(keypoints, size) + reach
+    rows[at[::-1, 1], at[::-1, 0]] = np.arange(len(keypoints))[::-1]  # of two in one pixel the stronger stays
+    dy, dx = (offset.ravel() for offset in np.mgrid[-reach : reach + 1, -reach : reach + 1])
+    centre = pixels(points, size) + reach
+    candidates = rows[centre[:, 1:] + dy, centre[:, :1] + dx]
+    apart = np.linalg.norm(keypoints[candidates] - points[:, None], axis=2)
+    apart[candidates < 0] = np.inf
+    best = apart.argmin(axis=1)
+    distance = apart[np.arange(len(points)), best]
+    order = np.argsort(distance, kind="stable")
+    order = order[distance[order] <= radius]
+    chosen = candidates[order, best[order]]
+    _, first = np.unique(chosen, return_index=True)
+    none[order[first]] = chosen[first]
+    return none
+
+
+def far_from(points: np.ndarray, others: np.ndarray, radius: float, size: tuple[int, int]) -> np.ndarray:
+    """(N,) bool: no other point (M, 2) is within the radius in pixels of a point (N, 2), to the pixel."""
+    if radius <= 0 or not len(others):
+        return np.ones(len(points), bool)
+    width, height = size
+    taken = np.zeros((height, width), np.uint8)
+    at = pixels(others, size)
+    taken[at[:, 1], at[:, 0]] = 1
+    side = 2 * int(radius) + 1
+    near = cv2.dilate(taken, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+    at = pixels(points, size)
+    return near[at[:, 1], at[:, 0]] == 0
+
+
+def spread_evenly(points: np.ndarray, others: np.ndarray, cells: int, size: tuple[int, int]) -> np.ndarray:
+    """(N,) rows of points (N, 2) in the order that fills a grid evenly, beside the other points (M, 2) there already.
+
+    Args:
+        points: strongest first.
+        cells: of the grid along either side of the (width, height) image.
+    """
+    index, taken = (
+        np.clip((part * cells / np.array(size)).astype(np.int64), 0, cells - 1) @ (1, cells)
+        for part in (points, others)
+    )
+    by_cell = np.argsort(index, kind="stable")
+    begins = np.searchsorted(index[by_cell], np.arange(cells * cells))
+    rank = np.empty(len(points), np.int64)
+    rank[by_cell] = np.arange(len(points)) - begins[index[by_cell]]
+    rank += np.bincount(taken, minlength=cells * cells)[index]
+    return np.argsort(rank, kind="stable")
+
+
+def pixels(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(N, 2) int64 pixels (x, y) of points (N, 2), clipped into the (width, height) image."""
+    return np.clip(np.rint(points), 0, (size[0] - 1, size[1] - 1)).astype(np.int64)
