@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from training.data.megadepth_pairs import MegaDepthPairs, SceneInfo, app, read_depth
+from training.data.megadepth_pairs import MegaDepthPairs, SceneInfo, read_depth
 from training.data.scenes import SCENES, fly_through, load_textures, pinhole
 from training.data.stored_pairs import StoredPairs
+from training.pairs import app
 
 FRAMES = 6
 SIZES = [(160, 120), (120, 160)]  # portrait and landscape, as photographs are
@@ -121,9 +122,17 @@ def test_what_is_wrong_is_named(tmp_path):
 
 
 def test_the_command_fills_a_cache(root, tmp_path):
-    arguments = ["--root", str(root), "--scene-info", str(root / "scene_info"), "--output", str(tmp_path / "cache")]
+    arguments = [
+        "megadepth",
+        "--root",
+        str(root),
+        "--scene-info",
+        str(root / "scene_info"),
+        "--output",
+        str(tmp_path / "cache"),
+    ]
     result = CliRunner().invoke(app, [*arguments, "--pairs", "2", "--width", "64", "--height", "48"])
     assert result.exit_code == 0, result.output
     assert StoredPairs(tmp_path / "cache")[0]["image1"].shape == (48, 64, 3)
-    result = CliRunner().invoke(app, ["--root", str(root), "--scene-info", "/none", "--output", str(tmp_path / "x")])
+    result = CliRunner().invoke(app, [*arguments[:3], "--scene-info", "/none", "--output", str(tmp_path / "x")])
     assert result.exit_code == 1 and "/none" in result.output

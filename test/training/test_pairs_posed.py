@@ -12,7 +12,6 @@ from samfeat_core.sequence import ImageSequence
 from training.data.posed_pairs import (
     PosedPairs,
     View,
-    app,
     dense_warp,
     kinect_depth_to_colour,
     make_pair,
@@ -21,6 +20,7 @@ from training.data.posed_pairs import (
 )
 from training.data.scenes import SCENES, camera_pose, fly_through, load_textures, pinhole
 from training.data.stored_pairs import StoredPairs
+from training.pairs import app
 from training.render_sequence import write_frame, write_numbers
 
 SIZE = (160, 120)
@@ -127,11 +127,11 @@ def test_too_little_is_said(folder, tmp_path):
 
 
 def test_the_command_fills_a_cache(folder, tmp_path):
-    arguments = ["--folder", str(folder), "--output", str(tmp_path / "c"), "--pairs", "3", "--width", "80"]
+    arguments = ["posed", "--folder", str(folder), "--output", str(tmp_path / "c"), "--pairs", "3", "--width", "80"]
     result = CliRunner().invoke(app, [*arguments, "--height", "60", "--no-refine"])
     assert result.exit_code == 0, result.output
     assert len(StoredPairs(tmp_path / "c")) == 3
-    result = CliRunner().invoke(app, ["--folder", "/nowhere", "--output", str(tmp_path / "d")])
+    result = CliRunner().invoke(app, ["posed", "--folder", "/nowhere", "--output", str(tmp_path / "d")])
     assert result.exit_code == 1 and "/nowhere" in result.output
 
 

@@ -19,6 +19,7 @@ from training.data.feature_store import FeatureStore
 from training.data.label_store import LabelStore
 from training.data.photo_store import SkipPhoto, StoreError, find_photos, read_photo
 from training.data.teacher_store import TeacherStore
+from training.progress import progress
 
 
 @dataclass
@@ -220,12 +221,9 @@ def load_photos(
     """Every photograph of the folders, in memory; those that cannot be used are listed and skipped.
 
     Raises:
-        ValueError: a folder has no photographs, or none of them can be used.
+        StoreError: a folder has no photographs, or none of them can be used.
     """
-    try:
-        found = [photo for folder in folders for photo in find_photos(folder)]
-    except StoreError as error:
-        raise ValueError(str(error)) from None
+    found = [photo for folder in folders for photo in find_photos(folder)]
     skipped: list[tuple[Path, str]] = []
     photos: list[Photo] = []
 
@@ -237,7 +235,7 @@ def load_photos(
 
     with ThreadPoolExecutor(workers) as pool:
         results: Iterator[Photo | str] = pool.map(decode, [f.path for f in found], [f.name for f in found])
-        for source, result in zip(found, tqdm(results, "photographs", len(found), unit="photo")):
+        for source, result in zip(found, progress(results, "photographs", "photo", total=len(found))):
             if isinstance(result, str):
                 skipped.append((source.path, result))
             else:
@@ -245,5 +243,5 @@ def load_photos(
     for path, reason in skipped:
         tqdm.write(f"skipped {path}: {reason}")
     if not photos:
-        raise ValueError(f"none of the {len(found)} photographs under {', '.join(map(str, folders))} could be used")
+        raise StoreError(f"none of the {len(found)} photographs under {', '.join(map(str, folders))} could be used")
     return PhotoSource(photos, skipped)

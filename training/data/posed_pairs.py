@@ -1,10 +1,7 @@
-"""Pairs with true parallax from posed images with depth: `PosedPairs` reads the simple folder layout.
+"""Pairs with true parallax from posed images with depth: `PosedPairs` reads posed sequences (`docs/data.md`).
 
-The geometry that all posed sources share is here too: `View` and `make_pair`.
-
-    python -m training.data.posed_pairs --folder ../shared/data/posed/kitchen_rgbd --kinect --output CACHE
-
-keeps the pairs of a folder in a cache (`training.data.stored_pairs`).
+The geometry that all sources of such pairs share is here too: `View` and `make_pair`. `python -m training.pairs posed`
+stores the pairs of a sequence.
 """
 
 from __future__ import annotations
@@ -14,12 +11,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import typer
 
 from samfeat_core.poses import rotation_angle, transform_points
 from samfeat_core.sequence import NO_DEPTH, ImageSequence
 from training.data.geometry import warp_depth
-from training.data.stored_pairs import Pair, store_pairs
+from training.data.stored_pairs import Pair
 
 # From the depth to the colour camera of a first-generation Kinect with nominal focal lengths (585 and 525 pixels).
 # Measured on 7-Scenes kitchen by moving depth edges onto image edges: 2.5 cm to the side, a third of a degree.
@@ -211,7 +207,7 @@ class PosedPairs:
     """Pairs of frames of a posed sequence with depth, in the simple folder layout.
 
     Args:
-        folder: see `training.posed`.
+        folder: see `samfeat_core.sequence`.
         size: (width, height) of the pairs.
         gaps: the second frame is that many frames later: smallest, largest.
         depth_to_colour: (4, 4) from the depth camera, which `calib_depth.txt` describes, to the colour camera;
@@ -294,37 +290,3 @@ def _raw_depth(path: Path) -> np.ndarray:
 def common_share(pair: Pair) -> float:
     """The smaller share of pixels with a counterpart, of the two images."""
     return min(float(np.isfinite(pair[key][..., 0]).mean()) for key in ("warp01", "warp10"))
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def store(
-    folder: Path = typer.Option(..., help="Posed sequence: image/ depth/ poses.txt calib.txt [calib_depth.txt]."),
-    output: Path = typer.Option(..., help="Cache folder; what is there already is kept."),
-    pairs: int = typer.Option(0, min=0, help="Number of pairs, 0 = every frame pair of the gaps."),
-    width: int = typer.Option(320, min=16),
-    height: int = typer.Option(240, min=16),
-    min_gap: int = typer.Option(3, min=1, help="Smallest number of frames between the two."),
-    max_gap: int = typer.Option(10, min=1, help="Largest number of frames between the two."),
-    kinect: bool = typer.Option(False, help="The depth camera sits beside the colour camera as on a Kinect."),
-    refine: bool = typer.Option(True, help="Correct each relative pose by the images."),
-    seed: int = typer.Option(0),
-) -> None:
-    """Compute the pairs of a posed sequence once and keep them."""
-    offset = kinect_depth_to_colour() if kinect else None
-    settings = dict(source="posed", folder=folder.name, size=[width, height], gaps=[min_gap, max_gap], kinect=kinect,
-                    refine=refine, seed=seed)  # fmt: skip
-    try:
-        source = PosedPairs(folder, (width, height), (min_gap, max_gap), offset, refine, seed=seed)
-        if pairs:
-            source.candidates = source.candidates[:pairs]
-        store_pairs(source, output, settings, folder.name)
-    except (ValueError, OSError) as error:
-        typer.echo(f"training.data.posed_pairs: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-if __name__ == "__main__":
-    app()

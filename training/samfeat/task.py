@@ -12,6 +12,7 @@ from samfeat_core.detection import detect, refine, sample
 from samfeat_core.models import DenseFeatures
 from training.data.pairs import PairBatch
 from training.data.photometric import Photometric
+from training.loop.dense import plain_layout, split
 from training.samfeat.losses import (
     descriptor_triplet,
     detection_loss,
@@ -320,13 +321,3 @@ def carry(warp: Tensor, pixels: Tensor, offset: Tensor) -> Carried:
     jacobian = torch.stack(slopes, -1).nan_to_num(0)  # (B, K, 2, 2); a NaN would reach every gradient
     determinant = jacobian[..., 0, 0] * jacobian[..., 1, 1] - jacobian[..., 0, 1] * jacobian[..., 1, 0]
     return Carried(centre + (jacobian @ offset[..., None])[..., 0], determinant.abs().sqrt())
-
-
-def plain_layout(dense: DenseFeatures) -> DenseFeatures:
-    """Channels-last is fast for convolutions and slow for everything that follows."""
-    return dense.each(lambda part: part.contiguous())
-
-
-def split(dense: DenseFeatures, count: int) -> tuple[DenseFeatures, DenseFeatures]:
-    """The answers for the first `count` images of a batch, and for the rest."""
-    return dense.each(lambda part: part[:count]), dense.each(lambda part: part[count:])

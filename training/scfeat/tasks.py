@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from samfeat_core.detection import detect
 from samfeat_core.two_view import epipolar_distance
 from training.data.photometric import Photometric
-from training.samfeat.task import plain_layout, split
+from training.loop.dense import plain_layout, split
 from training.scfeat.epipolar import DescriptorConfig, epipolar_loss, grid_points
 from training.scfeat.pairs import PoseBatch, PosePair, PoseSource
 from training.scfeat.reinforce import DetectorConfig, detector_loss
