@@ -28,7 +28,7 @@ VARIANTS = {
     "+edge": {"dis": 0.0, "wsc": 0.0},
     "all": {},
     "-repeat": {"repeat": 0.0, **dict.fromkeys(TEACHER, 0.0)},
-    "-matchable": {"matchable": 0.0, **dict.fromkeys(TEACHER, 0.0)},
+    "-matchability": {"matchability": 0.0, **dict.fromkeys(TEACHER, 0.0)},
     "-reproject": {"reproject": 0.0, **dict.fromkeys(TEACHER, 0.0)},
 }
 

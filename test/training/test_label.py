@@ -16,9 +16,9 @@ from samfeat_core.classic import sift
 from samfeat_core.features import Features
 from samfeat_core.models import build_network
 from training.data.feature_store import FeatureStore
+from training.data.label_store import KeypointLabels, LabelStore
 from training.data.photo_store import StoreError
 from training.label import app, label
-from training.samfeat.labels import KeypointLabels, LabelStore
 from training.samfeat.labels.detectors import load_detector
 from training.samfeat.labels.homographic_adaptation import peaks, random_homography, repeatability_map
 from training.samfeat.labels.shapes import DRAWINGS, Canvas, draw_checkerboard, render
@@ -253,6 +253,18 @@ def test_features_of_an_extractor_in_pixels_of_the_photograph(photos, tmp_path):
     np.testing.assert_allclose(entry.keypoints[entry.octaves == 1], expected, atol=1)
     again = run("features", photos, tmp_path / "store", "--extractor", "sift", "--count", 60, "--octaves", 2)
     assert "0 photographs written" in again.output
+
+
+def test_a_store_of_the_former_name_is_read_and_continued(photos, tmp_path):
+    command = ("features", photos, tmp_path / "store", "--extractor", "sift", "--count", 60)
+    run(*command)
+    manifest = tmp_path / "store" / "store.json"
+    assert '"samfeat reference features"' in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace("reference features", "example features"))
+    assert len(FeatureStore(tmp_path / "store").features("square").keypoints)
+    assert "0 photographs written, 2 were there" in run(*command).output
+    manifest.write_text(manifest.read_text().replace("example features", "teacher"))
+    assert "holds 'samfeat teacher' version 1, expected 'samfeat reference features'" in run(*command).output
 
 
 def test_features_of_other_weights_of_the_same_name_are_refused(photos, tmp_path):

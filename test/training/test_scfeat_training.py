@@ -19,14 +19,14 @@ from training.scfeat.epipolar import DescriptorConfig
 from training.scfeat.pairs import (
     PoseDataConfig,
     PosedImage,
-    PosePair,
+    PosedImagePair,
     PoseSource,
-    caps_pairs,
     fit,
     overlap,
+    read_caps,
     read_img_cam,
     read_pairs,
-    sequence_pairs,
+    read_sequence,
 )
 from training.scfeat.reinforce import DetectorConfig
 from training.scfeat.tasks import DescriptorStage, DetectorStage, EpipolarValidation
@@ -106,7 +106,7 @@ def wall_points(T: np.ndarray) -> np.ndarray:
 
 
 def test_training_and_validation_frames_are_disjoint(sequence):
-    training, validation = sequence_pairs(sequence, data())
+    training, validation = read_sequence(sequence, data())
     used, held = ({v.path for pair in pairs for v in pair} for pairs in (training, validation))
     assert training and validation and not used & held
     for pair in training + validation:
@@ -121,25 +121,25 @@ def test_limits_of_rotation_baseline_and_overlap(sequence):
     def pair(shift, degrees):
         T = np.eye(4)
         T[:3, :3], T[:3, 3] = cv2.Rodrigues(np.radians([0.0, degrees, 0]))[0], shift
-        return PosePair(still, PosedImage(Path("b"), K, size, T))
+        return PosedImagePair(still, PosedImage(Path("b"), K, size, T))
 
     assert overlap(pair([0.1, 0, 0], 0)) > 0.7
     assert 0.2 < overlap(pair([0.1, 0, 0], 28)) < 0.6
     assert overlap(pair([0.1, 0, 0], 70)) == 0 == overlap(pair([0.1, 0, 0], 180))
     # the unit of the poses does not matter
     assert overlap(pair([1e-4, 0, 0], 10)) == pytest.approx(overlap(pair([1e3, 0, 0], 10)))
-    full, _ = sequence_pairs(sequence, data(gap=(1, 12), min_baseline=0))
-    far, _ = sequence_pairs(sequence, data(gap=(1, 12), min_baseline=0.5))
+    full, _ = read_sequence(sequence, data(gap=(1, 12), min_baseline=0))
+    far, _ = read_sequence(sequence, data(gap=(1, 12), min_baseline=0.5))
     assert len(far) < len(full)
     assert all(np.linalg.norm(p.T_0to1[:3, 3]) >= 0.5 for p in far)
-    turned, _ = sequence_pairs(sequence, data(gap=(1, 12), max_rotation=1.0))
+    turned, _ = read_sequence(sequence, data(gap=(1, 12), max_rotation=1.0))
     assert {int(p.second.path.stem) - int(p.first.path.stem) for p in turned} == {1, 2, 3, 4}
     with pytest.raises(ValueError, match="wall: no pair of its 24 frames is within the limits"):
-        sequence_pairs(sequence, data(min_overlap=0.99, gap=(10, 12)))
+        read_sequence(sequence, data(min_overlap=0.99, gap=(10, 12)))
 
 
 def test_caps_layout(caps):
-    training, _ = caps_pairs(caps, data(validation=0.0))
+    training, _ = read_caps(caps, data(validation=0.0))
     names = sorted((p.first.path.parts[-5], p.first.path.name, p.second.path.name) for p in training)
     expected = [("0.jpg", "1.jpg"), ("1.jpg", "3.jpg"), ("2.jpg", "4.jpg")]  # 0-5 turns by more than 80 degrees
     assert names == [(scene, *pair) for scene in ("0001", "0002") for pair in expected]
@@ -147,7 +147,7 @@ def test_caps_layout(caps):
     truth = relative_pose(pose(0), pose(3))
     np.testing.assert_allclose(pair.T_0to1[:3, :3], truth[:3, :3], atol=1e-9)
     np.testing.assert_allclose(pair.T_0to1[:3, 3], 1e-3 * truth[:3, 3], atol=1e-9)
-    assert len(caps_pairs(caps, data(validation=0.0, per_scene=2))[0]) == 4
+    assert len(read_caps(caps, data(validation=0.0, per_scene=2))[0]) == 4
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_damaged_img_cam_is_named(tmp_path, content, words):
 
 def test_other_bad_data_is_named(tmp_path, caps):
     with pytest.raises(ValueError, match="no scene of CAPS-MegaDepth"):
-        caps_pairs(tmp_path, data())
+        read_caps(tmp_path, data())
     with pytest.raises(ValueError, match="data.folders and data.caps are empty"):
         read_pairs(data())
     with pytest.raises(ValueError, match="nowhere"):
@@ -180,12 +180,12 @@ def test_other_bad_data_is_named(tmp_path, caps):
     (bad / "img_cam.txt").write_text((caps / "0001/dense0/aligned/img_cam.txt").read_text())
     (bad / "pairs.txt").write_text("0.jpg 9.jpg\n")
     with pytest.raises(ValueError, match="pairs.txt: line 1: 9.jpg is not in img_cam.txt"):
-        caps_pairs(tmp_path, data())
+        read_caps(tmp_path, data())
 
 
 @pytest.mark.parametrize("size", [(64, 48), (128, 96), (96, 96), (160, 48)])
 def test_cut_images_keep_their_epipolar_geometry(sequence, size):
-    training, _ = sequence_pairs(sequence, data())
+    training, _ = read_sequence(sequence, data())
     pair = training[3]
     source = PoseSource(training, size)
     rng = np.random.default_rng(0)
@@ -213,10 +213,10 @@ def test_cut_images_show_what_their_matrix_says():
 
 
 def test_batches_repeat_by_seed_and_pass_over_unreadable_images(sequence, tmp_path, capsys):
-    training, _ = sequence_pairs(sequence, data())
+    training, _ = read_sequence(sequence, data())
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    training = training[:4] + [PosePair(training[0].first._replace(path=broken), training[0].second)] * 4
+    training = training[:4] + [PosedImagePair(training[0].first._replace(path=broken), training[0].second)] * 4
     source = PoseSource(training, (64, 48))
     torch.manual_seed(5)
     first = source.sample(6)
@@ -233,7 +233,7 @@ def test_batches_repeat_by_seed_and_pass_over_unreadable_images(sequence, tmp_pa
 
 def test_validation_sees_good_descriptors(sequence):
     """A network that copies the image's neighbourhood matches better than one of noise."""
-    _, held = sequence_pairs(sequence, data())
+    _, held = read_sequence(sequence, data())
 
     class Patches(torch.nn.Module):
         spec = MODELS["scfeat"]
@@ -312,7 +312,7 @@ def test_losses_stay_in_single_precision(sequence, stage):
         if stage == "descriptor"
         else DetectorStage(network, DetectorConfig(samples=10), ("score",))
     )
-    batch = PoseSource(sequence_pairs(sequence, data())[0], (64, 48)).sample(1)
+    batch = PoseSource(read_sequence(sequence, data())[0], (64, 48)).sample(1)
     values = []
     for enabled in (False, True):
         torch.manual_seed(1)
@@ -370,7 +370,7 @@ def test_sizes_the_network_cannot_take(sequence, tmp_path):
 
 @pytest.mark.skipif(not KITCHEN.is_dir(), reason="the shared data are not here")
 def test_the_real_sequence_is_read_without_its_depth():
-    training, validation = sequence_pairs(KITCHEN, PoseDataConfig(gap=(4, 8)))
+    training, validation = read_sequence(KITCHEN, PoseDataConfig(gap=(4, 8)))
     assert len(training) > 200 and len(validation) > 10
     batch = PoseSource(training, (320, 240)).sample(2)
     assert batch.image0.shape == (2, 3, 240, 320) and torch.isfinite(batch.fundamental).all()

@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from training.data.photo_store import StoreError, find_photos
-from training.data.teacher_store import compact
-from training.samfeat.teacher import TeacherEntry, TeacherStore, borders
+from training.data.teacher_store import TeacherEntry, TeacherStore, borders, compact
 from training.teach import app
 
 REPOSITORY = Path(__file__).parents[2]

@@ -19,9 +19,9 @@ from segment_anything.modeling import (  # noqa: E402
     TwoWayTransformer,
 )
 
-from samfeat_core.errors import UsageError
+from samfeat_core.errors import UsageError  # noqa: E402
 from training.data.photo_store import StoreError  # noqa: E402
-from training.samfeat.teacher import TeacherStore, borders  # noqa: E402
+from training.data.teacher_store import TeacherStore, borders  # noqa: E402
 from training.samfeat.teacher.sam import MaskOptions, SamTeacher, load_sam, merge_masks  # noqa: E402
 from training.teach import app  # noqa: E402
 

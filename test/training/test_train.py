@@ -325,16 +325,16 @@ def synthetic_batch(count=2, size=64):
     labels = (torch.rand(count, 1, size, size) > 0.99).float()
     has = torch.tensor([True] + [False] * (count - 1))
     points = torch.rand(count, 40, 2) * (size - 1)
-    points[0] = float("nan")  # the example did not see the first one
-    examples = (points, points.clone(), torch.randn(count, 40), F.normalize(torch.randn(count, 40, 12), dim=-1))
-    return PairBatch(image, image.clone(), warp, warp.clone(), has, groups, edges, None, labels, *examples)
+    points[0] = float("nan")  # there are no reference features of the first one
+    references = (points, points.clone(), torch.randn(count, 40), F.normalize(torch.randn(count, 40, 12), dim=-1))
+    return PairBatch(image, image.clone(), warp, warp.clone(), has, groups, edges, None, labels, *references)
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("dis", "wsc", "edge", "det", "des", "match", "reward"),
-        *("repeat", "matchable", "reproject", "corner", "score", "relation"),
+        *("repeat", "matchability", "reproject", "corner", "score", "relation"),
     ],
 )
 def test_every_loss_has_a_switch_and_a_finite_gradient(name):
@@ -349,11 +349,11 @@ def test_every_loss_has_a_switch_and_a_finite_gradient(name):
 
 def test_a_batch_without_teacher_trains_the_geometric_losses_only():
     batch = synthetic_batch()
-    batch.groups0 = batch.edges0 = batch.keypoints0 = batch.example0 = None
+    batch.groups0 = batch.edges0 = batch.keypoints0 = batch.reference0 = None
     batch.has_teacher[:] = False
     everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0))
     losses = FeatureTask(build_network("samfeat-nano"), FeatureTaskConfig(points=32), everything)(batch, 10_000)
-    assert set(losses) == {"match", "reward", "des", "corner", "repeat", "matchable", "reproject"}
+    assert set(losses) == {"match", "reward", "des", "corner", "repeat", "matchability", "reproject"}
 
 
 def test_carry_follows_an_affine_warp_to_a_fraction_of_a_pixel():

@@ -111,13 +111,14 @@ class PhotoStore:
     Args:
         folder: where it is.
         format_name: what it holds, as in store.json.
+        former_name: what store.json may say instead, where the format had another name.
     """
 
     VERSION = 1
 
-    def __init__(self, folder: str | Path, format_name: str) -> None:
+    def __init__(self, folder: str | Path, format_name: str, former_name: str | None = None) -> None:
         self.folder = Path(folder)
-        self.format_name = format_name
+        self.format_name, self.former_name = format_name, former_name
 
     def create(self, settings: dict[str, object]) -> None:
         """Starts a store written with these settings, or continues one that was.
@@ -153,7 +154,7 @@ class PhotoStore:
             raise StoreError(f"{self.folder}: no {self.format_name} there (store.json is missing)") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self._manifest}: not readable as a {self.format_name}'s manifest: {error}") from error
-        if kind != (self.format_name, self.VERSION):
+        if kind not in ((self.format_name, self.VERSION), (self.former_name, self.VERSION)):
             expected = f"expected {self.format_name!r} version {self.VERSION}"
             raise StoreError(f"{self.folder} holds {kind[0]!r} version {kind[1]}, {expected}")
         return settings

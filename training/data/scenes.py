@@ -185,8 +185,8 @@ class Scene:
             distance = np.linalg.norm(towards, axis=1)
             cosine = np.abs(towards @ quad.normal) if quad.two_sided else np.maximum(towards @ quad.normal, 0)
             # cosine / distance is the Lambert term; the fall-off is linear, as in a room whose walls throw light back
-            strength = 0.8 / len(self.lights) * cosine / distance * np.clip(2.5 / distance, 0.5, 1.5)
-            total += strength * ~self._shadowed(points, light, quad)
+            lit = 0.8 / len(self.lights) * cosine / distance * np.clip(2.5 / distance, 0.5, 1.5)
+            total += lit * ~self._shadowed(points, light, quad)
         grid = total.reshape(LIGHT_GRID, LIGHT_GRID).astype(np.float32)
         return cv2.GaussianBlur(grid, (0, 0), 0.8, borderType=cv2.BORDER_REPLICATE)
 

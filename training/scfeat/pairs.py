@@ -69,7 +69,7 @@ class PosedImage(NamedTuple):
     pose: np.ndarray
 
 
-class PosePair(NamedTuple):
+class PosedImagePair(NamedTuple):
     """Two posed images of one scene."""
 
     first: PosedImage
@@ -101,7 +101,7 @@ class PoseBatch:
         return self.image0.shape[-1], self.image0.shape[-2]
 
 
-def overlap(pair: PosePair, depths: tuple[float, ...] = DEPTHS, grid: int = 12) -> float:
+def overlap(pair: PosedImagePair, depths: tuple[float, ...] = DEPTHS, grid: int = 12) -> float:
     """Share of either image (the smaller one) that the other camera may see, as far as poses can tell.
 
     A grid of pixels is placed at several depths, multiples of the baseline, so that the unit of the poses, which is
@@ -125,7 +125,7 @@ def _seen(source: PosedImage, target: PosedImage, transform: np.ndarray, depths:
     return float(inside.mean())
 
 
-def is_usable(pair: PosePair, config: PoseDataConfig) -> bool:
+def is_usable(pair: PosedImagePair, config: PoseDataConfig) -> bool:
     """Within the limits of rotation, baseline and overlap."""
     transform = pair.T_0to1
     return (
@@ -135,7 +135,7 @@ def is_usable(pair: PosePair, config: PoseDataConfig) -> bool:
     )
 
 
-def sequence_pairs(folder: str | Path, config: PoseDataConfig) -> tuple[list[PosePair], list[PosePair]]:
+def read_sequence(folder: str | Path, config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
     """Pairs of a posed sequence for training and for validation: of its first frames, and of its last ones.
 
     Raises:
@@ -149,7 +149,7 @@ def sequence_pairs(folder: str | Path, config: PoseDataConfig) -> tuple[list[Pos
     low, high = config.gap
     parts = []
     for part in (frames[: len(frames) - held], frames[len(frames) - held :]):
-        candidates = (PosePair(part[i], part[i + g]) for g in range(low, high + 1) for i in range(len(part) - g))
+        candidates = (PosedImagePair(part[i], part[i + g]) for g in range(low, high + 1) for i in range(len(part) - g))
         parts.append([pair for pair in candidates if is_usable(pair, config)])
     if not parts[0]:
         raise ValueError(
@@ -160,7 +160,7 @@ def sequence_pairs(folder: str | Path, config: PoseDataConfig) -> tuple[list[Pos
     return parts[0], parts[1]
 
 
-def caps_pairs(root: str | Path, config: PoseDataConfig) -> tuple[list[PosePair], list[PosePair]]:
+def read_caps(root: str | Path, config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
     """Pairs of CAPS-MegaDepth for training and for validation; which scene is which depends on its name alone.
 
     The publishers chose the pairs by their overlap; the limits of rotation and overlap are applied on top. The baseline
@@ -170,8 +170,8 @@ def caps_pairs(root: str | Path, config: PoseDataConfig) -> tuple[list[PosePair]
         ValueError: naming the file that is missing or malformed, or the root when nothing usable is in it.
     """
     limits = PoseDataConfig(min_overlap=config.min_overlap, max_rotation=config.max_rotation, min_baseline=1e-6)
-    training: list[PosePair] = []
-    validation: list[PosePair] = []
+    training: list[PosedImagePair] = []
+    validation: list[PosedImagePair] = []
     folders = sorted(Path(root).glob("*/dense*/aligned"))
     if not folders:
         raise ValueError(f"{root}: no scene of CAPS-MegaDepth there (SCENE/dense*/aligned)")
@@ -180,7 +180,7 @@ def caps_pairs(root: str | Path, config: PoseDataConfig) -> tuple[list[PosePair]
         images = read_img_cam(folder / "img_cam.txt")
         pairs = list(_listed_pairs(folder / "pairs.txt", images))
         order = np.random.default_rng(zlib.crc32(scene.encode())).permutation(len(pairs))
-        kept: list[PosePair] = []
+        kept: list[PosedImagePair] = []
         for index in order:
             if len(kept) == config.per_scene:
                 break
@@ -215,7 +215,7 @@ def read_img_cam(path: Path) -> dict[str, PosedImage]:
     return images
 
 
-def _listed_pairs(path: Path, images: dict[str, PosedImage]) -> Iterator[PosePair]:
+def _listed_pairs(path: Path, images: dict[str, PosedImage]) -> Iterator[PosedImagePair]:
     for number, line in _lines(path):
         names = line.split()
         if len(names) != 2:
@@ -223,7 +223,7 @@ def _listed_pairs(path: Path, images: dict[str, PosedImage]) -> Iterator[PosePai
         unknown = [name for name in names if name not in images]
         if unknown:
             raise ValueError(f"{path}: line {number}: {unknown[0]} is not in img_cam.txt")
-        yield PosePair(images[names[0]], images[names[1]])
+        yield PosedImagePair(images[names[0]], images[names[1]])
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -236,11 +236,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def read_pairs(config: PoseDataConfig) -> tuple[list[PosePair], list[PosePair]]:
+def read_pairs(config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
     """All pairs of a configuration, for training and for validation."""
-    training: list[PosePair] = []
-    validation: list[PosePair] = []
-    for read, folders in ((sequence_pairs, config.folders), (caps_pairs, config.caps)):
+    training: list[PosedImagePair] = []
+    validation: list[PosedImagePair] = []
+    for read, folders in ((read_sequence, config.folders), (read_caps, config.caps)):
         for folder in folders:
             some, held = read(folder, config)
             training += some
@@ -284,7 +284,7 @@ class PoseSource:
     """
 
     def __init__(
-        self, pairs: list[PosePair], size: tuple[int, int], device: torch.device | str = "cpu", cache: int = 1000
+        self, pairs: list[PosedImagePair], size: tuple[int, int], device: torch.device | str = "cpu", cache: int = 1000
     ) -> None:
         if not pairs:
             raise ValueError("no image pairs to draw from")
@@ -304,7 +304,7 @@ class PoseSource:
         fundamental = torch.from_numpy(np.stack([view[2] for view in views])).float().to(self.device)
         return PoseBatch(image0.contiguous(), image1.contiguous(), fundamental)
 
-    def load(self, pair: PosePair, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(self, pair: PosedImagePair, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Two BGR uint8 crops (H, W, 3) and their fundamental matrix (3, 3), of unit norm.
 
         Raises:
@@ -321,7 +321,7 @@ class PoseSource:
         for _ in range(ATTEMPTS):
             pair = self.pairs[int(torch.randint(len(self.pairs), ()))]
             if torch.rand(()) < 0.5:
-                pair = PosePair(pair.second, pair.first)
+                pair = PosedImagePair(pair.second, pair.first)
             shifts = torch.rand(2, 2).numpy().astype(np.float64)
             try:
                 return self.load(pair, shifts)
