@@ -10,6 +10,7 @@ from training.data.feature_store import pack as features_entry
 from training.data.homography_pairs import HomographyConfig, HomographyPairs, project
 from training.data.label_store import KeypointLabels, LabelStore
 from training.data.pairs import concatenate, pixel_grid
+from training.data.photo_store import StoreError
 from training.data.photometric import Photometric, blur, grey, jpeg
 from training.data.photos import Photo, PhotoLoader, PhotoSource, ReferenceOctave, load_photos, pyramid
 from training.data.teacher_store import TeacherEntry, TeacherStore
@@ -161,7 +162,7 @@ def test_groups_take_two_bytes_and_too_many_are_refused(tmp_path):
 
 
 def test_no_photographs_is_an_error_that_names_the_folder(tmp_path):
-    with pytest.raises(ValueError, match=str(tmp_path)):
+    with pytest.raises(StoreError, match=str(tmp_path)):
         load_photos([tmp_path], PhotoLoader(1))
 
 

@@ -1,6 +1,6 @@
 """Image pairs with intrinsics and relative pose, and nothing more: SCFeat's supervision.
 
-Two layouts are read: the simple folder layout (`training.posed`; a `depth/` folder is not looked at) and CAPS-MegaDepth
+Two layouts are read: posed sequences (`samfeat_core.sequence`; a `depth/` folder is not looked at) and CAPS-MegaDepth
 as published (`SCENE/dense*/aligned/{images/, img_cam.txt, pairs.txt}`).
 """
 
@@ -14,15 +14,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from samfeat_core.files import read_image
+from samfeat_core.files import read_image, read_lines
 from samfeat_core.poses import relative_pose, rotation_angle
 from samfeat_core.sequence import ImageSequence
 from samfeat_core.two_view import fundamental_matrix, normalize_points
+from training.data.geometry import cover, scale_and_cut
 
 # How far surfaces may be, in multiples of the baseline, when nothing is known but poses. Nearer ones move across half
 # of the image from one view to the other, further ones show no parallax.
@@ -227,13 +227,8 @@ def _listed_pairs(path: Path, images: dict[str, PosedImage]) -> Iterator[PosedIm
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'no text file'})") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
-            yield number, line
+    """(line number, text) of the lines that are neither empty nor comments."""
+    return ((number, line) for number, line in read_lines(path) if not line.startswith("#"))
 
 
 def read_pairs(config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
@@ -258,17 +253,9 @@ def fit(
     Args:
         shift: (2,) in [0, 1], where along the excess the cut is made.
     """
-    height, width = image.shape[:2]
-    scale = max(size[0] / width, size[1] / height)
-    scaled = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
-    ratio = np.array(scaled) / (width, height)
+    scaled = cover((image.shape[1], image.shape[0]), size)
     left, top = (int(s * (a - b) + 0.5) for s, a, b in zip(shift, scaled, size, strict=True))
-    if scaled != (width, height):
-        image = cv2.resize(image, scaled, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    moved = matrix.copy()
-    moved[:2] *= ratio[:, None]
-    moved[:2, 2] += 0.5 * ratio - 0.5 - (left, top)
-    return np.ascontiguousarray(image[top : top + size[1], left : left + size[0]]), moved
+    return scale_and_cut(image, matrix, scaled, (left, top), size)
 
 
 class PoseSource:
