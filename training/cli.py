@@ -23,7 +23,7 @@ SET = typer.Option([], "--set", help="Override of a key of the configuration, as
 
 
 def application(text: str | None = None) -> typer.Typer:
-    """An empty command line application. `text` is its help, where its commands do not say it."""
+    """A command line application to which commands are added. `text`: its help, where it has several commands."""
     return typer.Typer(
         help=text,
         no_args_is_help=text is not None,
@@ -34,7 +34,10 @@ def application(text: str | None = None) -> typer.Typer:
 
 
 def one_line_errors(command: str) -> AbstractContextManager[None]:
-    """Within it, errors end the program as this module says. Readers of data raise ValueErrors that name the file."""
+    """A context in which errors end the program as this module says.
+
+    ValueErrors are failures: the readers of data raise them, with a line that names the file.
+    """
     return errors_in_one_line(command, ValueError)
 
 

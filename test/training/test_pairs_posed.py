@@ -20,12 +20,13 @@ from training.data.posed_pairs import (
 )
 from training.data.scenes import SCENES, camera_pose, fly_through, load_textures, pinhole
 from training.data.stored_pairs import StoredPairs
+from training.environment import data_folder
 from training.pairs import app
 from training.render_sequence import write_frame, write_numbers
 
 SIZE = (160, 120)
 MATRIX = pinhole(SIZE, 65)
-KITCHEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "posed" / "kitchen_rgbd"
+KITCHEN = Path(__file__).parents[2] / data_folder() / "posed" / "kitchen_rgbd"
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from samfeat_core.models import MODELS, DenseFeatures, build_network
 from samfeat_core.poses import relative_pose
 from samfeat_core.two_view import epipolar_distance
+from training.environment import data_folder
 from training.loop.config import OptimizerConfig, load_config
 from training.scfeat.epipolar import DescriptorConfig
 from training.scfeat.pairs import (
@@ -33,7 +34,7 @@ from training.scfeat.tasks import DescriptorStage, DetectorStage, EpipolarValida
 from training.scfeat.train import NetworkConfig, ScfeatConfig, train
 from training.train import METHODS, app
 
-KITCHEN = Path(__file__).parents[3] / "shared/data/posed/kitchen_rgbd"
+KITCHEN = Path(__file__).parents[2] / data_folder() / "posed" / "kitchen_rgbd"
 K = np.array([[120.0, 0, 64], [0, 120.0, 48], [0, 0, 1]])
 FRAMES = 24
 WALL = 4.0

@@ -215,7 +215,7 @@ class PhotoStore:
 
     @contextmanager
     def parsing(self, name: str) -> Iterator[None]:
-        """Within it, an entry that lacks something or holds something else becomes a StoreError that names the file."""
+        """Turns errors of reading an entry's arrays and meta into a StoreError that names the file."""
         try:
             yield
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -228,7 +228,7 @@ class PhotoStore:
 
 @dataclass
 class Report:
-    """What a run did: entries written, entries that were there already, and (name, reason) of what it left out."""
+    """What `fill` did: numbers of entries written and already there, and (name, reason) of photographs left out."""
 
     written: int = 0
     kept: int = 0

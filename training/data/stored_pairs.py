@@ -1,4 +1,4 @@
-"""Pairs with known correspondence as plain arrays: a file format, a folder of them, and the way into a `PairBatch`.
+"""Stored pairs with known correspondence: their file format, folders of them, and batches (`PairBatch`) made of them.
 
 Every source of posed pairs (`PosedPairs`, `MegaDepthPairs`, `ScenePairs`, `StoredPairs`) answers `len(source)` and
 `source[index]`, the same pair for the same seed and index, as a dict of numpy arrays (a `Pair`):

@@ -108,9 +108,10 @@ class Trainer:
         return self.config.final + (1 - self.config.final) * left
 
     def _average(self, means: Tensors, new: Tensors, count: Tensor | int) -> None:
-        """Exponential moving average, in place, that weighs new values more at first, so that it does not lag.
+        """Exponential moving average, in place. Early steps weigh new values more, so that it does not lag behind.
 
-        Of all tensors of one kind at once, and by the step, which is known here: `count` may be on the GPU.
+        `means` and `new` are all tensors of one dtype. The weight follows `self.step`: reading `count`, which may be on
+        the GPU, would wait for it.
         """
         if means[0].is_floating_point():
             torch._foreach_lerp_(means, new, max(1 - self.config.ema, 9 / (10 + self.step)))
@@ -165,7 +166,7 @@ class Trainer:
         values = {name: float(value) for name, value in losses.items()}
         for name, value in values.items():
             writer.add_scalar(f"train/{name}", value, self.step)
-        for name, figure in getattr(self.task, "figures", {}).items():  # what a task tells besides its losses
+        for name, figure in getattr(self.task, "figures", {}).items():  # what else a task wants logged
             writer.add_scalar(f"train/{name}", float(figure), self.step)
         writer.add_scalar("train/rate", self.schedule.get_last_lr()[0], self.step)
         writer.add_scalar("train/data_share", self.waited / max(self.busy, 1e-9), self.step)
@@ -195,7 +196,7 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
-        """Everything that continuing needs; every rank has its own random state."""
+        """Write `output/last.pt`, which holds all that resuming needs; every rank has its own random state."""
         random = {"cpu": torch.get_rng_state(), "source": self.source.state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -278,7 +279,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def gpu_busy(device: torch.device) -> float | None:
-    """Share of the last fraction of a second in which the GPU computed, in [0, 1]; None where nobody can tell."""
+    """Share of the recent past in which the GPU computed, in [0, 1]; None where the driver does not say."""
     if device.type != "cuda":
         return None
     try:

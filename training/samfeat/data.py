@@ -59,7 +59,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a configuration's data are once they are in memory; runs that differ elsewhere share them."""
+    """A configuration's data in memory. Runs whose data are the same can share them, as an ablation does."""
 
     photos: PhotoSource
     held_out: PhotoSource
@@ -89,7 +89,7 @@ def prepare(config: DataConfig, model: str, device: torch.device) -> PreparedDat
 
 
 def opened(store: Store) -> Store:
-    """The store, after a look at its manifest."""
+    """The store itself; StoreError where there is none of its kind."""
     store.settings()
     return store
 

@@ -1,4 +1,4 @@
-"""SAMFeat's training as one task: which losses a batch of pairs is worth, each behind its own switch."""
+"""SAMFeat's training task: runs the network on both views of each pair and computes the losses that are switched on."""
 
 from __future__ import annotations
 
@@ -136,14 +136,17 @@ class FeatureTask(nn.Module):
         return losses
 
     def distractors(self, second: DenseFeatures, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Descriptors and positions of the second view's own peaks: what a match must be told from on a robot."""
+        """Descriptors and positions of the second view's own peaks.
+
+        They are negatives: a matcher on a robot chooses among them.
+        """
         size = (batch.image1.shape[-1], batch.image1.shape[-2])
         interior = torch.ones_like(batch.valid10)
         peaks, _ = detect(second.score.detach().float(), interior, self.config.points // 2, self.config.nms_radius)
         return second.describe_without_strength(peaks, size), peaks
 
     def teacher_losses(self, first: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
-        """`dis` and `edge` of the first views that a teacher has seen, `det` of those that are labelled."""
+        """`dis` and `edge` on first views with teacher output, `det` on first views with keypoint labels."""
         losses = {}
         if self.loss_weights.dis and first.distill is not None and batch.groups0 is not None:
             options: dict[str, Any] = {
@@ -162,7 +165,7 @@ class FeatureTask(nn.Module):
         return losses
 
     def reference_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
-        """`score` and `relation` of the photographs of which there are reference features."""
+        """`score` and `relation` on the photographs that have reference features."""
         on = self.loss_weights
         if batch.reference0 is None or not (on.score or on.relation):
             return {}
@@ -189,7 +192,8 @@ class FeatureTask(nn.Module):
         return losses
 
     def choose_points(self, score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, 2) whole pixels, most of them detected peaks, some anywhere, and (B, N) bool: has a counterpart."""
+        """(B, N, 2) whole pixels, seven of eight at detected peaks, the rest drawn at random; (B, N) bool, whether the
+        second view shows that point."""
         anywhere_count = self.config.points // 8
         peaks, _ = detect(score, valid, self.config.points - anywhere_count, self.config.nms_radius)
         extent = torch.tensor([score.shape[-1], score.shape[-2]], device=score.device)
@@ -200,7 +204,7 @@ class FeatureTask(nn.Module):
     def detector_losses(
         self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch, step: int
     ) -> dict[str, Tensor]:
-        """The detector's own losses: corners alone at first, then what both views agree on as well."""
+        """The detector's losses: `corner` alone for the first `corner_steps` steps, then the others too."""
         on = self.loss_weights
         score0, score1 = first.score.float(), second.score.float()
         losses = {}
@@ -278,7 +282,9 @@ def describe_points(dense: DenseFeatures, points: Tensor, size: tuple[int, int])
 
 
 def best_shown(shown: Tensor, count: int) -> Tensor:
-    """(B, count) rows of points (B, N) that are sorted, best first: those shown, then any others."""
+    """(B, count) indices of the first `count` points (B, N) that both views show; where there are fewer, others follow.
+
+    The points are sorted, best first."""
     rank = torch.arange(shown.shape[1], 0, -1, device=shown.device)
     return (rank + shown * len(rank)).topk(min(count, len(rank)), dim=1).indices
 

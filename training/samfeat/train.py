@@ -16,7 +16,7 @@ from training.samfeat.data import DataConfig, PreparedData, prepare, training_so
 from training.samfeat.task import FeatureTask, FeatureTaskConfig, LossWeights
 from training.samfeat.validation import MatchingValidation
 
-# Stores in `data:`, and the losses that read them.
+# Stores that `data` may name, and the losses that read them.
 NEEDS = {"teacher": ("dis", "wsc", "edge"), "labels": ("det",), "features": ("score", "relation")}
 
 

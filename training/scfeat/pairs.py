@@ -126,7 +126,7 @@ def _seen(source: PosedImage, target: PosedImage, transform: np.ndarray, depths:
 
 
 def is_usable(pair: PosedImagePair, config: PoseDataConfig) -> bool:
-    """Within the limits of rotation, baseline and overlap."""
+    """Whether a pair is within the configuration's limits of rotation, baseline and overlap."""
     transform = pair.T_0to1
     return (
         float(rotation_angle(transform[:3, :3])) <= config.max_rotation

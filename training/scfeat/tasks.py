@@ -1,4 +1,4 @@
-"""SCFeat's two stages as tasks of `training.loop.trainer`, and what selects their best checkpoint."""
+"""SCFeat's two stages as tasks of `training.loop.trainer`, and the validation that selects the best checkpoint."""
 
 from __future__ import annotations
 

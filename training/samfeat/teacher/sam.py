@@ -48,7 +48,7 @@ class MaskOptions:
     points_per_batch: int = 64
 
     def settings(self) -> dict[str, object]:
-        """What decides about the result."""
+        """The options that change the result."""
         return {key: value for key, value in asdict(self).items() if key != "points_per_batch"}
 
 
