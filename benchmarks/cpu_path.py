@@ -204,13 +204,12 @@ def main(
     from samfeat_core.errors import SamfeatError
     from samfeat_core.files import write_json
     from samfeat_core.measure import machine
+    from training.environment import data_folder
     from training.evaluation.extractors import resolve
 
     load = os.getloadavg()[0]
     ours = itertools.product(extractor or ["samfeat-nano"], engine or ["auto"])
     others = ((name, "auto") for name in ("orb", "sift", *(peer or [])))
-    from training.environment import data_folder
-
     kitchen = data_folder() / KITCHEN
     folder = images or (kitchen if kitchen.is_dir() else None)
     try:

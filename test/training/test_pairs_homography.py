@@ -9,6 +9,7 @@ from training.data.feature_store import FeatureStore, ReferenceFeatures
 from training.data.feature_store import pack as features_entry
 from training.data.homography_pairs import HomographyConfig, HomographyPairs, project
 from training.data.label_store import KeypointLabels, LabelStore
+from training.data.label_store import pack as labels_entry
 from training.data.pairs import concatenate, pixel_grid
 from training.data.photo_store import StoreError
 from training.data.photometric import Photometric, blur, grey, jpeg
@@ -136,7 +137,7 @@ def test_what_was_made_of_another_size_is_refused(tmp_path, what):
             entry = TeacherEntry(np.ones((1, height, 60), np.uint16), np.zeros((1, height, 60), bool))
             store.write(name, entry.arrays(), entry.meta())
         elif what == "labels":
-            store.put(name, KeypointLabels(points, scores, (60, height)))
+            store.write(name, *labels_entry(KeypointLabels(points, scores, (60, height))))
         else:
             features = ReferenceFeatures(points, scores, np.zeros(1), np.ones((1, 4)), (60, height))
             store.write(name, *features_entry(features, "sift"))

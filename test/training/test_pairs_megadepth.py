@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -37,7 +38,7 @@ def write_scene(root: Path, rendered, layout: str) -> Path:
         cv2.imwrite(str(images / f"{index}.jpg"), view.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
         with h5py.File(depths / f"{index}.h5", "w") as file:
             file["depth"] = view.depth
-    info = {
+    info: dict[str, Any] = {
         # both index files name the images by D2-Net's undistorted folder; a reconstruction has holes
         "image_paths": np.array([f"Undistorted_SfM/0007/images/{i}.jpg" for i in range(FRAMES)] + [None], object),
         "depth_paths": np.array([f"{ARCHIVE}/depths/{i}.h5" for i in range(FRAMES)] + [None], object),

@@ -159,6 +159,7 @@ def test_render_sequence_writes_the_folder_layout_and_is_idempotent(tmp_path):
     sequence = ImageSequence.read(tmp_path / "s")
     assert len(sequence) == 6 and sequence.image(0).shape == (64, 96, 3)
     assert sequence.depth(5).min() > 0.2
+    assert sequence.times is not None
     np.testing.assert_allclose(np.diff(sequence.times), 0.05)
     stamp = (tmp_path / "s/image/000003.jpg").stat().st_mtime_ns
     assert "already" in CliRunner().invoke(render_app, arguments).output
