@@ -22,5 +22,9 @@ class EngineError(SamfeatError):
     """An inference engine cannot be built or run here."""
 
 
+class UsageError(SamfeatError, ValueError):
+    """An option or a key of a configuration has a value that is not possible. Names it, and what was expected."""
+
+
 class FileError(SamfeatError, ValueError):
     """A data file or folder is missing, damaged, or not of the expected layout. Names the file, and the line."""
