@@ -61,7 +61,13 @@ def test_a_match_off_the_epipolar_geometry_begins_a_new_track():
 
 @pytest.mark.parametrize(
     ("stamp", "restarts"),
-    [(10_050_000_000, False), (11_000_000_000, False), (11_000_000_001, True), (9_999_999_999, True)],
+    [
+        (10_050_000_000, False),
+        (10_000_000_000, False),
+        (11_000_000_000, False),
+        (11_000_000_001, True),
+        (9_999_999_999, True),
+    ],
 )
 def test_gaps_and_stamps_that_go_back_restart(stamp, restarts):
     tracker = MatchTracker()

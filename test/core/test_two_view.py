@@ -145,3 +145,50 @@ def test_nan_rows_and_one_repeated_point_are_survived():
 def test_bad_arguments_are_refused(bad):
     with pytest.raises(ValueError, match="points must be|threshold_px must be"):
         epipolar_inliers(**{"points_prev": np.zeros((8, 2)), "points": np.zeros((8, 2)), **bad})
+
+
+def test_a_homography_may_miss_by_the_root_of_two_thresholds():
+    """In a fisheye image that only turned, less than half of the matches lie near a common epipolar plane."""
+    lens, rng, count = camera("equidistant"), np.random.default_rng(3), 600
+    threshold = 2.0 / lens.focal
+    rays_prev = rng.uniform(-0.6, 0.6, (count, 2))
+    turn = cv2.Rodrigues(np.array([0.02, 0.05, -0.03]))[0]
+    rays = cv2.perspectiveTransform(rays_prev[:, None], turn)[:, 0]
+    exact, near, far, wrong = np.split(np.arange(count), [210, 330, 360])
+    angle = rng.uniform(0, 2 * np.pi, count)
+    for rows, share in ((near, 1.2), (far, 1.6)):
+        rays[rows] += share * threshold * np.stack([np.cos(angle), np.sin(angle)], 1)[rows]
+    rays[wrong] = rng.uniform(-0.6, 0.6, (len(wrong), 2))
+    inlier = epipolar_inliers(lens.project(rays_prev), lens.project(rays), lens, threshold_px=2.0)
+    assert inlier[exact].all()
+    assert inlier[near].mean() > 0.95
+    assert inlier[far].mean() < 0.1
+    assert inlier[wrong].mean() < 0.02
+
+
+def test_the_larger_angle_decides_in_a_fisheye_image():
+    """A point that gets far is judged by the view in which the same error is the larger angle."""
+    lens = Camera(np.array([[180.0, 0, 320], [0, 180, 240], [0, 0, 1]]), np.zeros(4), *SIZE, "equidistant")
+    rng = np.random.default_rng(2)
+    threshold = 1.5 / 180
+    shift = np.array([0.5, 0.1, 1.0])  # of the points in camera axes: the camera moves back
+    world = rng.uniform([-1.5, -1.5, 0.6], [1.5, 1.5, 4], (1500, 3))
+    a, b = (p / np.linalg.norm(p, axis=1, keepdims=True) for p in (world, world + shift))
+    normal = np.cross(shift, b)
+    normal *= rng.choice((-1, 1), (1500, 1)) / np.linalg.norm(normal, axis=1, keepdims=True)
+    off = np.arange(1500) >= 900  # some are turned out of its epipolar plane
+    b[off] = np.cos(0.7 * threshold) * b[off] + np.sin(0.7 * threshold) * normal[off]
+    angle_b = np.abs(np.arcsin(np.einsum("nd,nd->n", b, unit(np.cross(shift, a)))))
+    angle_a = np.abs(np.arcsin(np.einsum("nd,nd->n", a, unit(np.cross(shift, b)))))
+    worst = np.maximum(angle_a, angle_b) / threshold
+    wrong, right = off & (worst > 1.1), off & (worst < 0.95)
+    assert wrong.sum() > 30 and right.sum() > 30
+    points_prev, points = (lens.project(rays[:, :2] / rays[:, 2:]) for rays in (a, b))
+    inlier = epipolar_inliers(points_prev, points, lens, threshold_px=1.5)
+    assert inlier[~off].all()
+    assert inlier[wrong].mean() < 0.05
+    assert inlier[right].mean() > 0.95
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
