@@ -192,3 +192,143 @@ def test_the_larger_angle_decides_in_a_fisheye_image():
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("share", "good"), [(0.8, True), (1.9, False)])
+@pytest.mark.parametrize("lens", [None, *LENSES])
+def test_the_threshold_is_pixels_of_the_image(lens, share, good):
+    """A fifth of the matches lies beside its epipolar line; the motion is along x, so lines are rows."""
+    rng, threshold = np.random.default_rng(4), 2.5
+    seen = camera(lens or "none")
+    world = rng.uniform([-2, -1.5, 3], [2, 1.5, 9], (500, 3))
+    pixels = [seen.project(p[:, :2] / p[:, 2:]) for p in (world, world + [0.8, 0, 0])]
+    off = np.arange(500) < 100
+    pixels[1][off, 1] += share * threshold * rng.choice((-1, 1), 100)
+    inlier = epipolar_inliers(*pixels, lens and seen, threshold)
+    assert inlier[~off].all()
+    assert inlier[off].mean() > 0.95 if good else inlier[off].mean() < 0.05
+
+
+def test_the_threshold_is_one_pixel_if_not_given():
+    points_prev, points, _ = matches("parallax", noise=0.8)
+    told = [np.count_nonzero(epipolar_inliers(points_prev, points, None, *rest)) for rest in ((), (1.0,), (2.0,))]
+    assert told[0] == told[1] < told[2]
+
+
+@pytest.mark.parametrize("lens", [None, "none", "equidistant"])
+@pytest.mark.parametrize(("usable", "inliers"), [(7, 0), (8, 8)])
+def test_eight_matches_are_enough(lens, usable, inliers):
+    """Of nine rows some have no position; the others did not move."""
+    points = np.random.default_rng(0).uniform((100, 100), (500, 400), (9, 2))
+    points_prev = points.copy()
+    points_prev[usable:] = np.nan
+    found = epipolar_inliers(points_prev, points, lens and camera(lens))
+    assert found.tolist() == [row < inliers for row in range(9)]
+    assert np.count_nonzero(epipolar_inliers(points[:usable], points[:usable], lens and camera(lens))) == inliers
+
+
+def test_what_stands_still_wins_where_nothing_explains_more():
+    """Half of the points stand still, the others go anywhere: no motion of the camera."""
+    rng = np.random.default_rng(6)
+    points_prev = rng.uniform((0, 0), SIZE, (60, 2))
+    points = points_prev + rng.normal(0, 0.3, (60, 2))
+    points[30:] = rng.uniform((0, 0), SIZE, (30, 2))
+    for lens in (None, "none", "equidistant"):
+        inlier = epipolar_inliers(points_prev, points, lens and camera(lens), threshold_px=2.0)
+        assert inlier[:30].all() and inlier[30:].mean() < 0.3
+
+
+# ---- cameras ----
+
+
+def test_focal_length_is_the_mean_of_both_axes():
+    assert camera("none").focal == 425
+
+
+def test_a_camera_keeps_float64_arrays_of_its_own():
+    matrix, distortion = K.astype(np.float32), np.zeros((1, 5), np.float32)
+    lens = Camera(matrix, distortion, *SIZE)
+    matrix[:] = 0
+    assert lens.matrix.dtype == lens.distortion.dtype == np.float64 and lens.distortion.shape == (5,)
+    assert lens.matrix[1, 1] == 430 and lens.model == "plumb_bob" and (lens.width, lens.height) == SIZE
+
+
+def test_plumb_bob_and_rational_models_by_their_formulas():
+    rays = np.array([[0.3, -0.2], [-0.5, 0.4], [0.0, 0.0], [0.1, 0.6]])
+    x, y = rays.T
+    r2 = x**2 + y**2
+    for lens in ("plumb_bob", "rational_polynomial"):
+        k1, k2, p1, p2, k3, *below = LENSES[lens][1]
+        k4, k5, k6 = below or (0, 0, 0)
+        radial = (1 + k1 * r2 + k2 * r2**2 + k3 * r2**3) / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3)
+        bent = np.stack([
+            x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x**2),
+            y * radial + p1 * (r2 + 2 * y**2) + 2 * p2 * x * y,
+        ], 1)  # fmt: skip
+        expected = bent * [K[0, 0], K[1, 1]] + K[:2, 2]
+        np.testing.assert_allclose(camera(lens).project(rays), expected, atol=1e-9)
+        np.testing.assert_allclose(camera(lens).normalize(expected), rays, atol=1e-6)
+
+
+def test_a_pinhole_with_skew():
+    matrix = K + np.array([[0, 3.0, 0], [0, 0, 0], [0, 0, 0]])
+    rays = np.random.default_rng(1).normal(size=(20, 2))
+    pixels = (np.c_[rays, np.ones(20)] @ matrix.T)[:, :2]
+    for distortion in ([], np.zeros(5)):
+        np.testing.assert_allclose(Camera(matrix, distortion, *SIZE).normalize(pixels), rays, atol=1e-12)
+
+
+@pytest.mark.parametrize("lens", LENSES)
+def test_rows_without_a_position_have_no_ray_and_harm_no_other(lens):
+    pixels = np.array([[100.0, 90.0], [np.nan, 90.0], [100.0, np.inf], [400.0, 300.0]])
+    rays = camera(lens).normalize(pixels)
+    assert rays.shape == (4, 2) and rays.dtype == np.float64
+    assert not np.isfinite(rays[1:3]).all(axis=1).any()
+    np.testing.assert_allclose(camera(lens).project(rays[[0, 3]]), pixels[[0, 3]], atol=1e-3)
+
+
+def test_rays_reach_to_89_degrees():
+    fisheye = Camera(np.array([[150.0, 0, 320], [0, 150, 240], [0, 0, 1]]), [], *SIZE, "equidistant")
+    degrees = np.array([-88.9, 60, 88.9, 89.1])
+    rays = fisheye.normalize(np.stack([320 + 150 * np.radians(degrees), np.full(4, 240.0)], 1))
+    np.testing.assert_allclose(rays[:3], np.stack([np.tan(np.radians(degrees[:3])), np.zeros(3)], 1), atol=1e-6)
+    assert np.isnan(rays[3]).all()
+
+
+def test_a_point_that_undistortion_does_not_bring_back_has_no_ray():
+    """Half a pixel may be missing at the edge of what the lens model can be inverted for, more may not."""
+    barrel = Camera(K, np.array([-0.5, 0, 0, 0]), *SIZE)
+    r = np.linspace(0.3, 0.95, 400)
+    rays = np.stack([r, np.zeros(400)], 1)  # the image turns back at r = sqrt(2 / 3) = 0.816
+    back = barrel.normalize(barrel.project(rays))
+    found = np.isfinite(back).all(axis=1)
+    assert found[r < 0.8].all()
+    np.testing.assert_allclose(barrel.project(back[found]), barrel.project(rays[found]), atol=0.5)
+    beyond = barrel.normalize(K[:2, 2] + [[0.55 * 420, 0], [0.53 * 420, 0]])  # the farthest pixel is at 0.544
+    assert np.isnan(beyond[0]).all() and np.isfinite(beyond[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "counts"), [("plumb_bob", {0, 4, 5}), ("rational_polynomial", {0, 8, 12, 14}), ("equidistant", {0, 4})]
+)
+def test_numbers_of_coefficients(model, counts):
+    for count in range(16):
+        if count in counts:
+            Camera(K, np.zeros(count), *SIZE, model)
+        else:
+            with pytest.raises(ValueError, match=f"{model} has .* finite coefficients"):
+                Camera(K, np.zeros(count), *SIZE, model)
+
+
+@pytest.mark.parametrize("entry", [(0, 0), (1, 1)])
+@pytest.mark.parametrize("value", [0, -1, np.nan])
+def test_focal_lengths_are_positive(entry, value):
+    matrix = K.copy()
+    matrix[entry] = value
+    with pytest.raises(ValueError, match="focal lengths positive"):
+        Camera(matrix, [], *SIZE)
+
+
+def test_projecting_no_ray_is_no_error():
+    for lens in LENSES:
+        assert camera(lens).project(np.zeros((0, 2))).shape == (0, 2)
