@@ -46,6 +46,33 @@ def test_detect_pads_with_score_zero_when_there_are_too_few():
     assert (scores[0] > 0).sum() <= 1
 
 
+def test_a_batch_is_its_images_one_by_one():
+    score = torch.cat((random_scores(seed=1), random_scores(seed=2)))
+    masks = torch.ones_like(score)
+    masks[1, :, 20:] = 0
+    for mask in (None, masks, masks[1:]):
+        keypoints, scores = detect(score, mask, 25, 3)
+        assert keypoints.shape == (2, 25, 2) and keypoints.dtype == torch.float32
+        refined, peaked = refine(score, keypoints, 1)
+        maps = torch.randn(2, 4, 10, 14, generator=torch.Generator().manual_seed(4))
+        rows = sample(maps, refined, (56, 40))
+        for i in range(2):
+            own = None if mask is None else mask[-2 + i :][:1] if len(mask) > 1 else mask
+            alone = detect(score[i : i + 1], own, 25, 3)
+            torch.testing.assert_close((keypoints[i], scores[i]), (alone[0][0], alone[1][0]))
+            again = refine(score[i : i + 1], alone[0], 1)
+            torch.testing.assert_close((refined[i], peaked[i]), (again[0][0], again[1][0]))
+            torch.testing.assert_close(rows[i], sample(maps[i : i + 1], again[0], (56, 40))[0])
+
+
+def test_samples_have_the_type_of_the_maps():
+    maps = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)).half()
+    points = torch.tensor([[[3.25, 9.5], [0.0, 31.0]]])
+    rows = sample(maps, points, (32, 32))
+    assert rows.dtype == torch.float16
+    torch.testing.assert_close(rows.float(), sample(maps.float(), points, (32, 32)), atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("offset", [(0.0, 0.0), (0.3, -0.4), (-0.25, 0.1)])
 def test_refine_finds_the_centre_of_a_gaussian_peak(offset):
     y, x = torch.meshgrid(torch.arange(21.0), torch.arange(31.0), indexing="ij")
