@@ -33,15 +33,15 @@ MATCH = {
     "direction error, deg": (0.52, 0.15),
 }
 HYBRID = {
-    "keypoints": (591.8, 6),
-    "matches": (536.0, 8),
-    "inlier ratio": (0.9996, 0.0012),
-    "shared tracks": (383.1, 10),
-    "tracks from first to last": (146, 10),
+    "keypoints": (590.4, 6),
+    "matches": (538.2, 8),
+    "inlier ratio": (0.997, 0.003),
+    "shared tracks": (375.7, 10),
+    "tracks from first to last": (126, 10),
     "epipolar error, px": (0.046, 0.005),
-    "epipolar error after the gap, px": (0.077, 0.01),
-    "rotation error, deg": (0.35, 0.25),
-    "direction error, deg": (2.0, 1.5),
+    "epipolar error after the gap, px": (0.075, 0.008),
+    "rotation error, deg": (0.13, 0.12),
+    "direction error, deg": (0.72, 0.6),
 }
 
 
