@@ -103,7 +103,7 @@ def test_a_grey_network_sees_luminance(make):
 def test_the_mask_takes_away_and_leaves_no_trace(make):
     extractor, image = make(border=2, resize=50), picture(200, 100)
     mask = np.zeros((200, 100), np.uint8)
-    mask[40:, 20:60] = 7  # any value but 0 allows
+    mask[40:, 20:40], mask[40:, 40:60] = 1, 255  # any value but 0 allows
     extractor(image, mask)
     allowed = np.zeros((64, 32), np.uint8)
     allowed[10:48, 5:15] = 1  # a quarter of the size, two pixels from the edge
@@ -263,6 +263,14 @@ def test_a_mask_of_another_kind_is_refused(mask):
     check_image(image, np.ones((4, 6), np.uint8))
     with pytest.raises(ValueError, match=r"mask has shape .* expected \(4, 6\) uint8"):
         check_image(image, mask)
+
+
+def test_an_image_that_cannot_be_looked_at_reaches_no_engine(make):
+    extractor, image = make(), picture(48, 64)
+    for arguments in ((image.astype(float),), (image, np.ones((64, 48), np.uint8)), (None,)):
+        with pytest.raises(ValueError, match="(image|mask) (has shape|is NoneType)"):
+            extractor(*arguments)
+    assert not make.engines
 
 
 def test_large_images_shrink_to_the_long_side_that_was_asked_for(make):
