@@ -1,12 +1,15 @@
 """What the network sees of an image, and how its answer comes back: an engine that keeps one and gives the other."""
 
+import logging
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
-from samfeat_core import FeatureExtractor
+from samfeat_core import FeatureExtractor, WeightsError
 from samfeat_core import extractor as module
-from samfeat_core.extractor import KEPT_ENGINES, MAX_SIDE, check_image, checked
+from samfeat_core.extractor import KEPT_ENGINES, MAX_SIDE, check_image, checked, find_weights
 
 RNG = np.random.default_rng(0)
 
@@ -169,7 +172,7 @@ def test_an_image_of_one_value_is_not_looked_at(make):
     assert len(extractor(np.full((48, 64, 3), (1, 1, 2), np.uint8))) == 1
 
 
-def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make):
+def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make, weights):
     extractor = make(max_keypoints=10)
     sizes = [(32, 32 * n) for n in range(1, KEPT_ENGINES + 1)]
     for height, width in sizes:
@@ -179,7 +182,7 @@ def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make):
     assert {(job.max_keypoints, job.nms_radius, job.device, job.spec.name) for job in jobs} == {
         (10, 1, "cpu", "samfeat-nano")
     }
-    assert {(job.weights, job.cache_dir) for job in jobs} == {(extractor.weights, extractor.cache_dir)}
+    assert {(job.weights, job.cache_dir) for job in jobs} == {(Path(weights), extractor.cache_dir)}
     extractor.prepare(32, 32)  # used again, so the second is the oldest now
     extractor.prepare(32 * 9, 32)
     assert len(make.engines) == 5
@@ -280,3 +283,53 @@ def test_large_images_shrink_to_the_long_side_that_was_asked_for(make):
         (engine,) = make.engines
         assert engine.image.shape == (1, 64, 64)
         assert (engine.mask.any(axis=0).sum(), engine.mask.any(axis=1).sum()) == kept  # 64 x 48 less the border
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "said"),
+    [
+        ("auto", "auto", "samfeat-nano: engine told on cpu (no GPU; other: missing)"),
+        ("auto", "eager", "samfeat-nano: engine told on cpu (no GPU; other: missing)"),
+        ("cpu", "auto", "samfeat-nano: engine told on cpu (other: missing)"),
+        ("cpu", "eager", None),
+    ],
+)
+def test_what_is_chosen_by_itself_is_said(weights, monkeypatch, caplog, device, engine, said):
+    monkeypatch.setattr(
+        module, "choose_device", lambda *asked: ("cpu", "no GPU") if asked == (device, engine) else None
+    )
+    monkeypatch.setattr(
+        module, "candidates", lambda *asked: (["told"], ["other: missing"]) * (asked == (engine, "cpu"))
+    )
+    lines = []
+    FeatureExtractor.from_pretrained(
+        device=device, engine=engine, weights=weights, log=lambda level, text: lines.append((level, text))
+    )
+    assert lines == ([("info", said)] if said else [])
+    caplog.set_level(logging.INFO, "samfeat_core")
+    FeatureExtractor.from_pretrained(device=device, engine=engine, weights=weights)
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == (
+        [("samfeat_core", "INFO", said)] if said else []
+    )
+
+
+def test_a_gpu_needs_no_reason(weights, monkeypatch):
+    monkeypatch.setattr(module, "choose_device", lambda device, engine: ("cuda", "CUDA device found"))
+    monkeypatch.setattr(module, "candidates", lambda engine, device: (["tensorrt"], []))
+    lines = []
+    extractor = FeatureExtractor.from_pretrained(weights=weights, log=lambda level, text: lines.append(text))
+    assert lines == ["samfeat-nano: engine tensorrt on cuda"] and extractor.device == "cuda"
+
+
+def test_weights_are_the_shipped_ones_or_the_file_that_was_given(tmp_path, monkeypatch):
+    (tmp_path / "samfeat-nano.safetensors").touch()
+    monkeypatch.setattr(module, "SHIPPED_WEIGHTS", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_weights("samfeat-nano", None) == find_weights("samfeat", "~/samfeat-nano.safetensors")
+    with pytest.raises(WeightsError) as error:
+        find_weights("samfeat", None)
+    hint = "no weights of samfeat are shipped, so give a file (weights=...)"
+    assert str(error.value) == f"{tmp_path / 'samfeat.safetensors'}: no such weights file; {hint}"
+    with pytest.raises(WeightsError) as error:
+        find_weights("samfeat-nano", tmp_path / "none.pth")
+    assert str(error.value) == f"{tmp_path / 'none.pth'}: no such weights file"
