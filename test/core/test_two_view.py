@@ -184,10 +184,11 @@ def test_the_larger_angle_decides_in_a_fisheye_image():
     wrong, right = off & (worst > 1.1), off & (worst < 0.95)
     assert wrong.sum() > 30 and right.sum() > 30
     points_prev, points = (lens.project(rays[:, :2] / rays[:, 2:]) for rays in (a, b))
-    inlier = epipolar_inliers(points_prev, points, lens, threshold_px=1.5)
-    assert inlier[~off].all()
-    assert inlier[wrong].mean() < 0.05
-    assert inlier[right].mean() > 0.95
+    for pair in ((points_prev, points), (points, points_prev)):
+        inlier = epipolar_inliers(*pair, lens, threshold_px=1.5)
+        assert inlier[~off].all()
+        assert inlier[wrong].mean() < 0.05
+        assert inlier[right].mean() > 0.95
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -327,6 +328,16 @@ def test_focal_lengths_are_positive(entry, value):
     matrix[entry] = value
     with pytest.raises(ValueError, match="focal lengths positive"):
         Camera(matrix, [], *SIZE)
+
+
+@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_points_of_any_type_are_computed_in_float64(lens, kind):
+    pixels, rays = np.array([[100, 90], [401, 300]]), np.array([[0, 1], [-1, 0]])
+    for function, points in ((camera(lens).normalize, pixels), (camera(lens).project, rays)):
+        answer = function(points.astype(kind))
+        assert answer.dtype == np.float64
+        np.testing.assert_array_equal(answer, function(points.astype(np.float64)))
 
 
 def test_projecting_no_ray_is_no_error():
