@@ -133,10 +133,12 @@ def test_nan_rows_and_one_repeated_point_are_survived():
     points_prev[9] = np.inf
     for lens in (None, camera("plumb_bob"), camera("equidistant")):
         inlier = epipolar_inliers(points_prev, points, lens)
+        rest = np.delete(np.arange(len(points)), [3, 9])
         assert not inlier[[3, 9]].any()
+        np.testing.assert_array_equal(inlier[rest], epipolar_inliers(points_prev[rest], points[rest], lens))
     same = np.full((50, 2), 77.0)
     for lens in (None, camera("none")):
-        assert epipolar_inliers(same, same, lens).shape == (50,)
+        assert epipolar_inliers(same, same, lens).all()  # it stands still
     line = np.stack([np.linspace(0, 600, 50), np.full(50, 100.0)], 1)
     assert epipolar_inliers(line, line + 2).shape == (50,)
 
@@ -237,6 +239,24 @@ def test_what_stands_still_wins_where_nothing_explains_more():
     for lens in (None, "none", "equidistant"):
         inlier = epipolar_inliers(points_prev, points, lens and camera(lens), threshold_px=2.0)
         assert inlier[:30].all() and inlier[30:].mean() < 0.3
+
+
+def _raise(*arguments, **options):
+    raise cv2.error("no model")
+
+
+@pytest.mark.parametrize(
+    "answer", [_raise, lambda *_, **__: (None, None), lambda *_, **__: (np.eye(9)[:, :3], np.ones((20, 1), np.uint8))]
+)
+@pytest.mark.parametrize("lens", [None, "none", "equidistant"])
+def test_where_opencv_finds_no_model_only_what_stands_still_agrees(monkeypatch, answer, lens):
+    for name in ("findEssentialMat", "findFundamentalMat", "findHomography"):
+        monkeypatch.setattr(cv2, name, answer)
+    points = np.random.default_rng(0).uniform((100, 100), (500, 400), (20, 2))
+    moved = points + np.where(np.arange(20)[:, None] < 12, 0.5, 40.0) / np.sqrt(2)
+    assert epipolar_inliers(points, moved, lens and camera(lens)).tolist() == [row < 12 for row in range(20)]
+    moved[7:] += 40
+    assert not epipolar_inliers(points, moved, lens and camera(lens)).any()
 
 
 # ---- cameras ----
