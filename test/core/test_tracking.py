@@ -7,6 +7,7 @@ from samfeat_core.camera import Camera
 from samfeat_core.features import Features
 from samfeat_core.matching import match_mutual
 from samfeat_core.tracking import DETECTED, ID_LIMIT, TRACKERS, CornerTracker, HybridTracker, MatchTracker, make_tracker
+from samfeat_core.tracking.table import TrackTable
 from samfeat_core.two_view import epipolar_inliers
 
 SIZE = (640, 480)
@@ -207,3 +208,35 @@ def test_trackers_by_name():
     assert make_tracker("hybrid").max_points == CornerTracker().max_points == 1024
     with pytest.raises(ValueError, match="^tracker is 'orb', expected one of match, flow, hybrid$"):
         make_tracker("orb")
+
+
+def table(count: int, seed: int) -> TrackTable:
+    """Tracks with numbers of their own in every attribute."""
+    rng = np.random.default_rng(seed)
+    shapes = {"points": (count, 2), "descriptors": (count, 3)}
+    return TrackTable(**{name: rng.random(shapes.get(name, count)) for name in TrackTable.__dataclass_fields__})
+
+
+def test_rows_of_tables_stay_together():
+    first, second = table(4, 1), table(3, 2)
+    joined = TrackTable.join(first, TrackTable.empty(3), second)
+    taken = joined.take(np.array([5, 0, 5]))
+    assert (len(joined), len(taken), len(TrackTable.empty(7))) == (7, 3, 0)
+    for name in TrackTable.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(joined, name)[:4], getattr(first, name))
+        np.testing.assert_array_equal(getattr(joined, name)[4:], getattr(second, name))
+        expected = [getattr(second, name)[1], getattr(first, name)[0], getattr(second, name)[1]]
+        np.testing.assert_array_equal(getattr(taken, name), expected)
+    taken.points[:] = 7
+    assert not (joined.points == 7).any()
+    np.testing.assert_array_equal(first.matchable, first.descriptors * first.weights[:, None])
+
+
+def test_an_empty_table_has_the_types_of_its_attributes():
+    empty = TrackTable.empty(5)
+    assert empty.points.shape == (0, 2) and empty.descriptors.shape == empty.matchable.shape == (0, 5)
+    kinds = {name: getattr(empty, name).dtype for name in TrackTable.__dataclass_fields__}
+    whole = {"ids", "lengths", "unconfirmed", "slots", "seen"}
+    assert {name for name in kinds if kinds[name] == np.int64} >= whole
+    assert all(kinds[name] == np.float32 for name in kinds.keys() - whole if len(getattr(empty, name).shape))
+    assert {len(getattr(empty, name)) for name in kinds} == {0}
