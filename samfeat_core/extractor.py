@@ -14,12 +14,11 @@ import numpy as np
 
 from samfeat_core.engines import Engine, Job, Log, build_engine, candidates, choose_device
 from samfeat_core.errors import WeightsError
-from samfeat_core.features import Features
+from samfeat_core.features import MAX_SIDE, Features
 from samfeat_core.models import ModelSpec, model_spec
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 KEPT_ENGINES = 4  # shapes whose engines stay in memory
-MAX_SIDE = 8192
 
 
 class FeatureExtractor:
@@ -223,7 +222,7 @@ class FeatureExtractor:
 def find_weights(name: str, weights: str | Path | None) -> Path:
     """The weights file asked for, else the shipped one; WeightsError when it is not there."""
     path = Path(weights).expanduser() if weights else SHIPPED_WEIGHTS / f"{name}.safetensors"
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():  # a device or a pipe would be read for ever
         hint = "" if weights else f"; no weights of {name} are shipped, so give a file (weights=...)"
         raise WeightsError(f"{path}: no such weights file{hint}")
     return path

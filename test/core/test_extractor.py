@@ -72,6 +72,12 @@ def agreement(first, second):
     return near.mean(), cosines[near].min()
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/no/such/file"])
+def test_weights_are_a_file_or_a_folder(path):
+    with pytest.raises(WeightsError, match=f"{path}: no such weights file"):
+        FeatureExtractor.from_pretrained("samfeat-nano", "cpu", weights=path)
+
+
 def test_building_an_engine_forks_nothing_and_reports_to_nobody(weights, tmp_path):
     code = f"""
 import sys
