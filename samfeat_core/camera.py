@@ -53,10 +53,14 @@ class Camera:
                 "focal lengths positive"
             )
         if self.model not in _COEFFICIENTS:
-            raise ValueError(f"unknown distortion model {quoted(self.model)}, expected one of {', '.join(_COEFFICIENTS)}")
+            raise ValueError(
+                f"unknown distortion model {quoted(self.model)}, expected one of {', '.join(_COEFFICIENTS)}"
+            )
         if distortion.size not in _COEFFICIENTS[self.model] or not np.isfinite(distortion).all():
             expected = " or ".join(map(str, _COEFFICIENTS[self.model]))
-            raise ValueError(f"{self.model} has {expected} finite coefficients, got {one_line(distortion.tolist(), 120)}")
+            raise ValueError(
+                f"{self.model} has {expected} finite coefficients, got {one_line(distortion.tolist(), 120)}"
+            )
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "distortion", distortion)
 
