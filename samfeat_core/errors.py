@@ -28,5 +28,9 @@ class EngineError(SamfeatError):
     """An inference engine cannot be built or run here."""
 
 
+class NoEngineError(EngineError):
+    """The engine for an image size has not been built, and shall not be built meanwhile."""
+
+
 class FileError(SamfeatError, ValueError):
     """A data file or folder is missing, damaged, or not of the expected layout. Names the file, and the line."""
