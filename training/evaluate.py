@@ -23,11 +23,12 @@ from samfeat_core.errors import SamfeatError
 from training.evaluation import report
 from training.evaluation.extractors import resolve
 from training.evaluation.suites import FOLDERS, SUITES, Options, Task, find_folder
+from training.evaluation.tracks.suite import TrackTask
 
 WEIGHTS = Path(__file__).parents[1] / "samfeat_core" / "weights"
 
 
-def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[Task]:
+def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[Task | TrackTask]:
     """The data sets of the suites; of ``all``, those under ``data``. Raises ValueError naming what is missing."""
     if not data.is_dir():
         raise ValueError(f"{data}: no such folder (--data)")
@@ -41,7 +42,9 @@ def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[T
     return [task for name in dict.fromkeys(chosen) for task in SUITES[name](data, options)]
 
 
-def run_tasks(tasks: Sequence[Task], extractors: dict[str, Extractor], earlier: Sequence[dict] = ()) -> Iterator[dict]:
+def run_tasks(
+    tasks: Sequence[Task | TrackTask], extractors: dict[str, Extractor], earlier: Sequence[dict] = ()
+) -> Iterator[dict]:
     """Every extractor on every task, as entries of the report, each as soon as it is known.
 
     Foreign extractors (OpenCV's, ``module:function``) are taken from ``earlier`` results of the same protocol and
@@ -49,13 +52,13 @@ def run_tasks(tasks: Sequence[Task], extractors: dict[str, Extractor], earlier: 
     """
     known = {_identity(result): result for result in earlier if _is_foreign(result["extractor"])}
     for task in tasks:
-        for label, extractor in extractors.items():
+        for label, entrant in task.entrants(extractors).items():
             head = {"extractor": label, "suite": task.suite, "dataset": task.dataset, "protocol": task.protocol}
             found = known.get(_identity({**head, "pairs": len(task.pairs)}))
-            yield {**found, "reused": True} if found else task.run(label, extractor, _bar(label, task))
+            yield {**found, "reused": True} if found else task.run(label, entrant, _bar(label, task))
 
 
-def _bar(label: str, task: Task):
+def _bar(label: str, task: Task | TrackTask):
     def progress(pairs: Sequence) -> Iterable:
         return tqdm(pairs, desc=f"{task.dataset}: {label}", unit="pair", leave=False, mininterval=0.5, disable=None)
 

@@ -2,14 +2,13 @@
 
 In every frame, in this order:
 
-1. Descriptors of all tracks are matched to the new keypoints. The motion of the matches predicts where the others are.
+1. Some tracks are matched to the new keypoints by descriptor. Their motion predicts where all the others are.
 2. Optical flow looks for every point around its prediction; its reference patch polishes the place, and the
    correlation there decides whether the point was found. Where it is low, flow back to the last frame decides.
-3. A keypoint within `CONFIRM_PX` confirms a point and renews its descriptor. Tracks that flow lost but descriptors
-   found continue at the keypoint.
-4. Points that break the epipolar geometry end.
-5. Lost tracks wait for `memory` frames. A keypoint with their descriptor brings them back under their id, where the
-   patch agrees; so does the patch alone, at the place that the motion of the neighbours predicts.
+3. A keypoint within `CONFIRM_PX` confirms a point and renews its descriptor. Tracks that flow lost go on at a free
+   keypoint that looks like them, near the prediction.
+4. Points that break the epipolar geometry end: to the last frame, and now and then to one some frames back.
+5. Lost tracks wait for `memory` frames and may be found again (`samfeat_core.tracking.memory`).
 6. Keypoints far enough from all tracks begin new ones, as many as there is room for.
 
 Every row is a place in this very image at which a keypoint or a patch was found. Nothing is extrapolated.
@@ -27,19 +26,20 @@ from samfeat_core.features import Features, Matches
 from samfeat_core.matching import match_mutual
 from samfeat_core.tracking.base import DETECTED, FOLLOWED, RECOVERED, Tracker
 from samfeat_core.tracking.flow import follow, returns, same_brightness
-from samfeat_core.tracking.motion import far_from, interpolate_motion, nearest_within, pixels, spread_evenly
+from samfeat_core.tracking.memory import LEAST_NEIGHBOURS, REACH, REACH_PX, History, Memory
+from samfeat_core.tracking.motion import allowed, far_from, inside, interpolate_motion, nearest_within, spread_evenly
 from samfeat_core.tracking.patches import ReferencePatches
 from samfeat_core.tracking.table import TrackTable
 from samfeat_core.two_view import epipolar_inliers
 
-CONFIRM_PX = 2.0  # a keypoint this near to a followed point is the same point
+SCOUTS = 256  # tracks whose matches predict the motion of all
+CONFIRM_PX = 1.0  # a keypoint this near to a followed point is the same point
 POLISH_PX = 1.0  # a patch may move a point this far from where flow left it
 RETURN_PX = 1.0  # flow back to the last frame must end this near
 LEAST_CORRELATION = 0.5  # with the reference patch, of a point that was found
 RENEW_CORRELATION = 0.8  # below it a confirmed point gets a new reference: its view has changed
-RECOVER_CORRELATION = 0.8  # of a lost point that is taken back
-RECOVER_PX = 2.0  # a patch may move a recovered point this far
-LEAST_NEIGHBOURS = 8  # whose motion predicts that of others
+KEYFRAME_BACK, KEYFRAME_EVERY = 8, 4  # how far back, and how often, tracks are checked over several frames
+KEYFRAME_PX = 1.5  # times the inlier threshold, there
 
 
 @dataclass(eq=False)
@@ -48,6 +48,11 @@ class _Image:
 
     grey: np.ndarray
     values: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.grey.shape[1], self.grey.shape[0]
 
     @staticmethod
     def of(image: np.ndarray | None) -> _Image | None:
@@ -61,18 +66,21 @@ class _Image:
 class _Found:
     """Where the N tracks of the last frame are in the new one.
 
-    points: (N, 2) float32. alive: (N,) bool, found at all. aligned: (N,) bool, by its reference patch.
+    expected: (N, 2) float32, where they were looked for. points: (N, 2) float32, where they are.
+    alive: (N,) bool, found at all. aligned: (N,) bool, by its reference patch.
     trust: (N,) float32 correlation with that. keypoint: (N,) row of the keypoint detected there, -1 = none.
     """
 
-    points: np.ndarray
+    expected: np.ndarray
+    points: np.ndarray = field(init=False)
     alive: np.ndarray = field(init=False)
     aligned: np.ndarray = field(init=False)
     trust: np.ndarray = field(init=False)
     keypoint: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        count = len(self.points)
+        count = len(self.expected)
+        self.points = self.expected.copy()
         self.alive, self.aligned = np.zeros(count, bool), np.zeros(count, bool)
         self.trust, self.keypoint = np.zeros(count, np.float32), np.full(count, -1)
 
@@ -114,9 +122,9 @@ class HybridTracker(Tracker):
         self._number = 0  # of the frame, since the restart
         self._image: _Image | None = None  # of the last frame
         self._tracks: TrackTable | None = None  # rows of the last frame
-        self._lost: TrackTable | None = None
-        self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # frame -> ids and points, while memory lasts
+        self._history: History = {}
         self._patches = ReferencePatches()
+        self._lost: Memory | None = None
 
     def _continue(
         self,
@@ -126,28 +134,32 @@ class HybridTracker(Tracker):
         mask: np.ndarray | None,
         restarted: bool,
     ) -> tuple[Features, Matches]:
-        empty = TrackTable.empty(features.descriptors.shape[1])
-        tracks, lost = self._tracks or empty, self._lost or empty
+        dim, size = features.descriptors.shape[1], features.image_size
+        tracks = self._tracks or TrackTable.empty(dim)
+        lost = self._lost = self._lost or Memory(self._patches, dim)
         frame = _Image.of(image)
         self._number += 1
 
-        matched, keypoint = self._match(tracks, features, camera)
-        found = self._follow(tracks, frame, self._predict(tracks, features, matched, keypoint))
+        found = self._follow(tracks, frame, self._predict(tracks, features, camera))
         if self.repair:
-            self._confirm(found, features, matched, keypoint)
-        found.alive &= _allowed(found.points, mask, features.image_size)
+            self._confirm(found, tracks, features)
+        found.alive &= allowed(found.points, mask, size)
         candidates = np.flatnonzero(found.alive)[: self.max_points]
         inlier = self._verified(tracks.points[candidates], found.points[candidates], camera)
-        kept = candidates[inlier]
+        agrees = self._agrees_with_keyframe(tracks.ids[candidates], found.points[candidates], camera)
+        kept = candidates[inlier & agrees]
 
         taken = np.zeros(len(features), bool)
         going = self._carry_on(tracks.take(kept), found, kept, features, frame, taken)
-        lost = self._lose(lost, tracks.take(np.setdiff1d(np.arange(len(tracks)), kept)))
-        back, lost = self._recover(lost, going, features, frame, mask, taken)
+        wrong = candidates[~agrees]
+        self._patches.free(tracks.slots[wrong])  # no points of the scene: not to be found again
+        self._remember(lost, tracks, np.setdiff1d(np.arange(len(tracks)), np.concatenate([kept, wrong])))
+        lost.move_along(tracks.points[kept], going.points, size)
+        back = self._recover(lost, going, features, frame, camera, mask, taken)
         old = TrackTable.join(going, back)
         rows = self._choose_births(old, features, taken)
-        born = self._bear(features, rows, old, lost)
-        self._remember(TrackTable.join(old, born), lost, frame)
+        born = self._bear(features, rows, np.concatenate([old.ids, lost.tracks.ids]))
+        self._close(TrackTable.join(old, born), frame)
 
         sources = np.full(len(old) + len(born), DETECTED, np.uint8)
         sources[: len(going)][going.unconfirmed > 0] = FOLLOWED
@@ -159,31 +171,43 @@ class HybridTracker(Tracker):
 
     # ---- where the points are ----
 
-    def _match(self, tracks: TrackTable, features: Features, camera: Camera | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of tracks and of the keypoints that match them by descriptor and in one motion of the camera."""
-        if not self.repair:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        keypoint, rows, _ = match_mutual(features.matchable, tracks.matchable, self.min_similarity, self.ratio)
-        good = self._verified(tracks.points[rows], features.keypoints[keypoint], camera)
-        return rows[good], keypoint[good]
-
     def _verified(self, points_prev: np.ndarray, points: np.ndarray, camera: Camera | None) -> np.ndarray:
         """(M,) bool: which pairs of points agree with one motion of the camera; all, where nothing is verified."""
         if not self.verify:
             return np.ones(len(points), bool)
         return epipolar_inliers(points_prev, points, camera, self.threshold_px)
 
-    def _predict(self, tracks: TrackTable, features: Features, matched: np.ndarray, keypoint: np.ndarray) -> np.ndarray:
-        """(N, 2) float32 where to look for the tracks: moved as the matched ones around them."""
-        if len(matched) < LEAST_NEIGHBOURS:
+    def _agrees_with_keyframe(self, ids: np.ndarray, points: np.ndarray, camera: Camera | None) -> np.ndarray:
+        """(M,) bool: tracks agree with one motion of the camera since an earlier frame, or were not seen in it.
+
+        What slides along an outline or drifts slowly is right from frame to frame, and wrong over several.
+        """
+        good = np.ones(len(ids), bool)
+        keyframe = self._history.get(self._number - KEYFRAME_BACK)
+        if not self.verify or keyframe is None or self._number % KEYFRAME_EVERY:
+            return good
+        _, here, there = np.intersect1d(ids, keyframe[0], assume_unique=True, return_indices=True)
+        good[here] = epipolar_inliers(keyframe[1][there], points[here], camera, KEYFRAME_PX * self.threshold_px)
+        return good
+
+    def _predict(self, tracks: TrackTable, features: Features, camera: Camera | None) -> np.ndarray:
+        """(N, 2) float32 where to look for the tracks: moved as some of them that descriptors find."""
+        if not self.repair:
             return tracks.points
-        before = tracks.points[matched]
-        moved = features.keypoints[keypoint] - before
-        return tracks.points + interpolate_motion(before, moved, tracks.points, features.image_size)
+        scouts = np.unique(np.linspace(0, len(tracks) - 1, min(SCOUTS, len(tracks))).astype(np.int64))
+        keypoint, rows, _ = match_mutual(
+            features.matchable, tracks.take(scouts).matchable, self.min_similarity, self.ratio
+        )
+        before, now = tracks.points[scouts[rows]], features.keypoints[keypoint]
+        good = self._verified(before, now, camera)
+        if np.count_nonzero(good) < LEAST_NEIGHBOURS:
+            return tracks.points
+        before, now = before[good], now[good]
+        return tracks.points + interpolate_motion(before, now - before, tracks.points, features.image_size)
 
     def _follow(self, tracks: TrackTable, frame: _Image | None, start: np.ndarray) -> _Found:
         """Flow from the last image, polished and judged by the reference patches."""
-        found = _Found(start.copy())
+        found = _Found(start)
         last = self._image
         if frame is None or last is None or not len(tracks):
             return found
@@ -193,7 +217,7 @@ class HybridTracker(Tracker):
         self._anchor(tracks, rows, last)
         points, warps, trust = self._patches.align(frame.values, found.points[rows], tracks.slots[rows])
         near = np.linalg.norm(points - found.points[rows], axis=1) < POLISH_PX
-        good = near & (trust > LEAST_CORRELATION) & _inside(points, frame.grey)
+        good = near & (trust > LEAST_CORRELATION) & inside(points, frame.size)
         self._patches.warps[tracks.slots[rows[good]]] = warps[good]
         found.points[rows[good]], found.trust[rows] = points[good], trust
         found.aligned[rows[good]] = found.alive[rows[good]] = True
@@ -209,15 +233,21 @@ class HybridTracker(Tracker):
             tracks.slots[rows] = self._patches.allocate(len(rows))
             self._patches.anchor(image.values, tracks.points[rows], tracks.slots[rows])
 
-    @staticmethod
-    def _confirm(found: _Found, features: Features, matched: np.ndarray, keypoint: np.ndarray) -> None:
+    def _confirm(self, found: _Found, tracks: TrackTable, features: Features) -> None:
         """Keypoints confirm the points beside them, and take the place of points that flow has lost."""
         rows = np.flatnonzero(found.alive)
         found.keypoint[rows] = nearest_within(found.points[rows], features.keypoints, CONFIRM_PX, features.image_size)
-        lost = ~found.alive[matched] & ~np.isin(keypoint, found.keypoint)
-        rows, keypoint = matched[lost], keypoint[lost]
-        found.points[rows], found.keypoint[rows] = features.keypoints[keypoint], keypoint
-        found.alive[rows] = True
+        lost = np.flatnonzero(~found.alive)
+        free = np.flatnonzero(~np.isin(np.arange(len(features)), found.keypoint))
+        keypoint, rows, _ = match_mutual(
+            features.matchable[free], tracks.take(lost).matchable, self.min_similarity, self.ratio
+        )
+        keypoint, rows = free[keypoint], lost[rows]
+        points, expected = features.keypoints[keypoint], found.expected[rows]
+        apart, moved = (np.linalg.norm(part - expected, axis=1) for part in (points, tracks.points[rows]))
+        near = apart < REACH_PX + REACH * moved
+        rows, keypoint = rows[near], keypoint[near]
+        found.points[rows], found.keypoint[rows], found.alive[rows] = points[near], keypoint, True
 
     # ---- what becomes of the tracks ----
 
@@ -243,91 +273,38 @@ class HybridTracker(Tracker):
             self._patches.anchor(frame.values, tracks.points[outdated], tracks.slots[outdated])
         return tracks
 
-    def _lose(self, lost: TrackTable, ended: TrackTable) -> TrackTable:
-        """All lost tracks that are still remembered."""
-        if not self.repair or not self.memory:
-            self._patches.free(ended.slots)
-            return ended.take(np.zeros(0, np.int64))
-        self._anchor(ended, np.arange(len(ended)), self._image)
-        everyone = TrackTable.join(ended, lost)  # the newest first
-        remembered = (self._number - everyone.seen <= self.memory) & (np.arange(len(everyone)) < self.max_points)
-        self._patches.free(everyone.slots[~remembered])
-        return everyone.take(np.flatnonzero(remembered))
+    def _remember(self, lost: Memory, tracks: TrackTable, ended: np.ndarray) -> None:
+        """These rows of the last frame's tracks go to the memory."""
+        if self.repair and self.memory:
+            self._anchor(tracks, ended, self._image)
+        else:
+            self._patches.free(tracks.slots[ended])
+            ended = ended[:0]
+        lost.keep(tracks.take(ended), self._number - self.memory, self.max_points)
 
     def _recover(
         self,
-        lost: TrackTable,
+        lost: Memory,
         going: TrackTable,
         features: Features,
         frame: _Image | None,
+        camera: Camera | None,
         mask: np.ndarray | None,
         taken: np.ndarray,
-    ) -> tuple[TrackTable, TrackTable]:
-        """Lost tracks that are found again, and those that are not; marks the keypoints that they have taken."""
+    ) -> TrackTable:
+        """Lost tracks that are found again; marks the keypoints that they have taken."""
         if frame is None:
-            return lost.take(np.zeros(0, np.int64)), lost
-        waiting = np.flatnonzero(lost.seen < self._number - 1)  # flow has just looked for the others
-        by_keypoint = self._recover_by_keypoint(lost, waiting, features, frame, taken)
-        still = waiting[~np.isin(waiting, by_keypoint)]
-        visible = TrackTable.join(going, lost.take(by_keypoint))
-        by_patch = self._recover_by_patch(lost, still, visible, frame, mask, features.image_size)
-        rows = np.concatenate([by_keypoint, by_patch])[: self.max_points - len(going)]
-        back = lost.take(rows)
-        back.lengths = back.lengths + 1
-        return back, lost.take(np.setdiff1d(np.arange(len(lost)), rows))
-
-    def _recover_by_keypoint(
-        self, lost: TrackTable, waiting: np.ndarray, features: Features, frame: _Image, taken: np.ndarray
-    ) -> np.ndarray:
-        """Rows of lost tracks whose descriptor and patch a free keypoint has; updates them."""
-        free = np.flatnonzero(~taken)
-        keypoint, rows, _ = match_mutual(
-            features.matchable[free], lost.take(waiting).matchable, self.min_similarity, self.ratio
-        )
-        keypoint, rows = free[keypoint], waiting[rows]
-        good = self._accept(lost, rows, frame, features.keypoints[keypoint])
-        keypoint, rows = keypoint[good], rows[good]
-        taken[keypoint] = True
-        lost.unconfirmed[rows] = 0
-        _describe(lost, rows, features, keypoint)
-        return rows
-
-    def _recover_by_patch(
-        self,
-        lost: TrackTable,
-        waiting: np.ndarray,
-        visible: TrackTable,
-        frame: _Image,
-        mask: np.ndarray | None,
-        size: tuple[int, int],
-    ) -> np.ndarray:
-        """Rows of lost tracks whose patch is where the motion of their neighbours since then leads; updates them."""
-        expected = np.full((len(lost), 2), np.nan, np.float32)
-        for number in np.unique(lost.seen[waiting]):
-            ids, points = self._places[int(number)]
-            _, there, here = np.intersect1d(ids, visible.ids, assume_unique=True, return_indices=True)
-            if len(there) >= LEAST_NEIGHBOURS:
-                rows = waiting[lost.seen[waiting] == number]
-                moved = visible.points[here] - points[there]
-                expected[rows] = lost.points[rows] + interpolate_motion(points[there], moved, lost.points[rows], size)
-        rows = waiting[_inside(expected[waiting], frame.grey)]
-        rows = rows[_allowed(expected[rows], mask, size) & far_from(expected[rows], visible.points, self.spacing, size)]
-        rows = rows[self._accept(lost, rows, frame, expected[rows])]
-        lost.unconfirmed[rows] += 1
-        apart = far_from(lost.points[rows], visible.points, self.spacing, size)
-        return rows[apart & _first_at_pixel(lost.points[rows], size)]
-
-    def _accept(self, lost: TrackTable, rows: np.ndarray, frame: _Image, points: np.ndarray) -> np.ndarray:
-        """(n,) bool: the patches of these rows are at these points (n, 2); moves the rows there."""
-        there, warps, trust = self._patches.align(
-            frame.values, points, lost.slots[rows], iterations=4, reach=RECOVER_PX
-        )
-        good = (trust > RECOVER_CORRELATION) & (np.abs(there - points).max(axis=1, initial=0) < RECOVER_PX)
-        good &= _inside(there, frame.grey)
-        moved = rows[good]
-        lost.points[moved], lost.trust[moved], lost.seen[moved] = there[good], trust[good], self._number
-        self._patches.warps[lost.slots[moved]] = warps[good]
-        return good
+            return TrackTable.empty(features.descriptors.shape[1])
+        free, most = np.flatnonzero(~taken), self.max_points - len(going)
+        back, keypoint = lost.find(
+            self._number, features, free, frame.values, going, self._history, camera, self.threshold_px,
+            self.spacing, mask, most,
+        )  # fmt: skip
+        detected = keypoint >= 0
+        back.unconfirmed = np.where(detected, 0, back.unconfirmed + 1)
+        taken[keypoint[detected]] = True
+        _describe(back, np.flatnonzero(detected), features, keypoint[detected])
+        return back
 
     def _choose_births(self, old: TrackTable, features: Features, taken: np.ndarray) -> np.ndarray:
         """Rows of the keypoints that begin tracks: free, apart from all tracks, strongest (or evenly spread) first."""
@@ -337,12 +314,12 @@ class HybridTracker(Tracker):
             free = free[spread_evenly(points[free], old.points, self.grid, size)]
         return free[: max(self.max_points - len(old), 0)]
 
-    def _bear(self, features: Features, rows: np.ndarray, old: TrackTable, lost: TrackTable) -> TrackTable:
-        """New tracks at those keypoints."""
+    def _bear(self, features: Features, rows: np.ndarray, alive: np.ndarray) -> TrackTable:
+        """New tracks at those keypoints; alive: ids that they must not have."""
         count = len(rows)
         ones, zeros = np.ones(count, np.int64), np.zeros(count, np.int64)
         return TrackTable(
-            ids=self._new_ids(count, np.concatenate([old.ids, lost.ids])),
+            ids=self._new_ids(count, alive),
             points=features.keypoints[rows],
             descriptors=features.descriptors[rows],
             scores=features.scores[rows],
@@ -354,11 +331,13 @@ class HybridTracker(Tracker):
             seen=self._number * ones,
         )
 
-    def _remember(self, tracks: TrackTable, lost: TrackTable, frame: _Image | None) -> None:
-        self._tracks, self._lost, self._image = tracks, lost, frame
-        self._places[self._number] = tracks.ids, tracks.points
-        for number in [number for number in self._places if number < self._number - self.memory]:
-            del self._places[number]
+    def _close(self, tracks: TrackTable, frame: _Image | None) -> None:
+        """The frame is over: what the next one looks back to."""
+        self._tracks, self._image = tracks, frame
+        self._history[self._number] = tracks.ids, tracks.points
+        oldest = self._number - max(self.memory, KEYFRAME_BACK)
+        for number in [number for number in self._history if number < oldest]:
+            del self._history[number]
 
     def _answer(
         self,
@@ -392,25 +371,3 @@ def _describe(tracks: TrackTable, rows: np.ndarray, features: Features, keypoint
     tracks.scores[rows] = features.scores[keypoint]
     if features.weights is not None:
         tracks.weights[rows] = features.weights[keypoint]
-
-
-def _inside(points: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """(n,) bool: points (n, 2) between the first and the last pixel centres; NaN is not."""
-    limit = np.array(grey.shape[::-1], np.float32) - 1
-    return np.asarray((points >= 0).all(axis=1) & (points <= limit).all(axis=1))
-
-
-def _allowed(points: np.ndarray, mask: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
-    """(n,) bool: the mask is not 0 at these points (n, 2)."""
-    if mask is None:
-        return np.ones(len(points), bool)
-    at = pixels(points, size)
-    return mask[at[:, 1], at[:, 0]] > 0
-
-
-def _first_at_pixel(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(n,) bool: no earlier point (n, 2) is in the same pixel."""
-    at = pixels(points, size)
-    first = np.zeros(len(points), bool)
-    first[np.unique(at[:, 1] * size[0] + at[:, 0], return_index=True)[1]] = True
-    return first

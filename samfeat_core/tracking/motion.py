@@ -96,3 +96,24 @@ def spread_evenly(points: np.ndarray, others: np.ndarray, cells: int, size: tupl
 def pixels(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(N, 2) int64 pixels (x, y) of points (N, 2), clipped into the (width, height) image."""
     return np.clip(np.rint(points), 0, (size[0] - 1, size[1] - 1)).astype(np.int64)
+
+
+def inside(points: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(N,) bool: points (N, 2) lie between the outermost pixel centres of the (width, height) image; NaN does not."""
+    return np.asarray((points >= 0).all(axis=1) & (points <= np.array(size, np.float32) - 1).all(axis=1))
+
+
+def first_at_pixel(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(N,) bool: no earlier point (N, 2) is in the same pixel."""
+    at = pixels(points, size)
+    first = np.zeros(len(points), bool)
+    first[np.unique(at[:, 1] * size[0] + at[:, 0], return_index=True)[1]] = True
+    return first
+
+
+def allowed(points: np.ndarray, mask: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
+    """(N,) bool: the mask (H, W) is not 0 at these points (N, 2)."""
+    if mask is None:
+        return np.ones(len(points), bool)
+    at = pixels(points, size)
+    return mask[at[:, 1], at[:, 0]] > 0

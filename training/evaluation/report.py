@@ -11,7 +11,7 @@ JSON, version 1:
     results     one object per extractor and data set:
         extractor   its label; for one of our models with weights of the user NAME=FILE
         suite, dataset
-        kind        "homography" or "pose"
+        kind        "homography", "pose" or "tracks"
         protocol    what decides the numbers besides the extractor: long_side, estimator, threshold_px, gaps, ...
         reused      true where the result was taken over from an earlier report (--reuse)
         images      images extracted; wall_ms, cpu_ms (all threads): median per image, extraction alone
@@ -20,6 +20,10 @@ JSON, version 1:
                     in per cent; localisation_px; on HPatches the same again under "illumination" and "viewpoint"
         pose:       inliers (mean per pair), failed (pairs without a pose), auc {"5", "10", "20"} in per cent,
                     median_error_deg
+        tracks:     pairs counts frames; points (mean per frame), tracker_ms, length (mean frames of tracks of two
+                    and more), shared {"5", "10", "20"} (tracks that frames so far apart share), auc {gap: {degrees}},
+                    epipolar_px; with depth: ages and flat (not born on a silhouette) {age: {tracks, survival,
+                    within {"1", "2", "4"}, median_px}}, recovered, false_recoveries; after events: back, back_right
 """
 
 from __future__ import annotations
@@ -49,7 +53,22 @@ _POSE = [
     ("median deg", "median_error_deg", 2),
     ("failed", "failed", 0),
 ]
-COLUMNS = {"homography": _COUNTS + _HOMOGRAPHY, "pose": _COUNTS + _POSE}
+_TRACKS = [
+    ("ms", "tracker_ms", 1),
+    ("points", "points", 0),
+    ("length", "length", 1),
+    *((f"shared@{gap}", f"shared.{gap}", 0) for gap in (5, 10, 20)),
+    *((f"AUC5@{gap}", f"auc.{gap}.5", 1) for gap in (5, 10, 20)),
+    ("epip. px", "epipolar_px", 2),
+    ("alive@20", "ages.20.survival", 0),
+    ("<2px@20", "ages.20.within.2", 1),
+    ("flat <2px", "flat.20.within.2", 1),
+    ("back", "back", 0),
+    ("right", "back_right", 1),
+    ("recovered", "recovered", 0),
+    ("false", "false_recoveries", 1),
+]
+COLUMNS = {"homography": _COUNTS + _HOMOGRAPHY, "pose": _COUNTS + _POSE, "tracks": _TRACKS}
 
 
 def table(results: Sequence[dict]) -> str:
@@ -73,7 +92,8 @@ def _block(title: str, rows: Sequence[dict]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     protocol = [f"{key} {value}" for key, value in rows[0].get("protocol", {}).items() if value is not None]
-    return "\n".join(["; ".join([f"{title}: {rows[0]['pairs']} pairs", *protocol]), *body])
+    unit = "frames" if rows[0]["kind"] == "tracks" else "pairs"
+    return "\n".join(["; ".join([f"{title}: {rows[0]['pairs']} {unit}", *protocol]), *body])
 
 
 def _cell(row: dict, key: str, digits: int) -> str:

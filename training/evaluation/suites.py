@@ -1,7 +1,7 @@
 """Which data a suite reads, where it lies under --data, and at which settings its protocol runs.
 
 DATA/homography/SCENE/{1.jpg, 2.jpg, H_1_2, ...}        suite homography: HPatches' layout, at most 640 px long
-DATA/sequences/NAME/{image/, poses.txt, calib.txt}      suite pose: posed sequences, native size
+DATA/sequences/NAME/{image/, poses.txt, calib.txt}      suites pose and tracks: posed sequences, native size
 DATA/hpatches/{i_*, v_*}/{1.ppm .. 6.ppm, H_1_2 ..}     suite hpatches, or DATA/hpatches-sequences-release
 DATA/megadepth1500/                                     a pair list and its images (`pairlists`), 1600 px long;
                                                         or DATA/megadepth_test_1500
@@ -20,6 +20,7 @@ from samfeat_core.sequence import ImageSequence
 from training.evaluation import homography, pairlists, pose
 from training.evaluation.extractors import TimedExtractor
 from training.evaluation.images import ImageStore
+from training.evaluation.tracks.suite import TrackTask, track_tasks
 
 # frame gaps and stride of the first frame, by the name of the sequence's folder; others: SEQUENCE_DEFAULT
 SEQUENCES: dict[str, tuple[tuple[int, ...], int]] = {"kitchen": ((6, 12), 8), "kitti_drive": ((1, 3), 6)}
@@ -52,6 +53,10 @@ class Task:
     images: ImageStore
     protocol: dict
     measure: Callable[[Sequence[Any], TimedExtractor, Callable], dict] = field(repr=False)
+
+    def entrants(self, extractors: dict[str, Extractor]) -> dict[str, Extractor]:
+        """Who is to be measured, by label: the extractors themselves."""
+        return extractors
 
     def run(self, label: str, extractor: Extractor, progress: Callable[[Sequence], Iterable] = iter) -> dict:
         """One entry of the report's ``results``."""
@@ -149,9 +154,15 @@ def scannet_suite(data: Path, options: Options) -> list[Task]:
     return [_pose_task("scannet1500", folder.name, pairs, images, options, size=images.size, list=name)]
 
 
+def tracks_suite(data: Path, options: Options) -> list[TrackTask]:
+    """DATA/sequences, whole, thinned and under stress, and rendered flights."""
+    return track_tasks(find_folder(data, "tracks"), options.max_keypoints, options.threshold_px, options.every)
+
+
 FOLDERS = {
     "homography": ("homography",),
     "pose": ("sequences",),
+    "tracks": ("sequences",),
     "hpatches": ("hpatches", "hpatches-sequences-release"),
     "megadepth1500": ("megadepth1500", "megadepth_test_1500"),
     "scannet1500": ("scannet1500", "scannet_test_1500"),
@@ -164,9 +175,10 @@ def find_folder(data: Path, suite: str) -> Path:
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
-SUITES: dict[str, Callable[[Path, Options], list[Task]]] = {
+SUITES: dict[str, Callable[[Path, Options], Sequence[Task | TrackTask]]] = {
     "homography": homography_suite,
     "pose": pose_suite,
+    "tracks": tracks_suite,
     "hpatches": hpatches_suite,
     "megadepth1500": megadepth_suite,
     "scannet1500": scannet_suite,
