@@ -43,7 +43,8 @@ def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[T
         raise UsageError(f"--suite {unknown[0]}: unknown; expected one of {', '.join([*SUITES, 'all'])}")
     found = [suite for suite in SUITES if suite != "tracks" and find_folder(data, suite).is_dir()]
     if "all" in suites and not found:
-        raise ValueError(f"{data}: none of the folders {', '.join(names[0] for names in FOLDERS.values())}")
+        folders = dict.fromkeys(names[0] for names in FOLDERS.values())
+        raise ValueError(f"{data}: none of the folders {', '.join(folders)}")
     chosen = [name for suite in suites for name in (found if suite == "all" else [suite])]
     return [task for name in dict.fromkeys(chosen) for task in SUITES[name](data, options)]
 

@@ -41,8 +41,8 @@ HYBRID = {
     "tracks from first to last": (126, 10),
     "epipolar error, px": (0.046, 0.005),
     "epipolar error after the gap, px": (0.075, 0.008),
-    "rotation error, deg": (0.13, 0.12),
-    "direction error, deg": (0.72, 0.6),
+    "rotation error, deg": (0.2, 0.15),
+    "direction error, deg": (1.0, 0.8),
 }
 
 
