@@ -3,6 +3,7 @@
 #   make demo                              the node on a rendered flight through a room; picture in out/demo
 #   make demo BAG=path IMAGE_TOPIC=/topic  the same on a bag of yours
 #   make test                              lint, types, tests
+#   make mutants                           are faults in the core seen by its tests? hours; see CONTRIBUTING.md
 #   make setup | lint | test-slow | clean | distclean
 #
 # PYTHON=python3.12 chooses the interpreter, PIP_ARGS="..." is passed to pip.
@@ -21,7 +22,7 @@ ifneq ($(READY),)
 unexport PYTHONPATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE ROS_DISTRO RMW_IMPLEMENTATION COLCON_PREFIX_PATH
 endif
 
-.PHONY: help setup demo test test-slow lint clean distclean
+.PHONY: help setup demo test test-slow mutants lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -67,8 +68,13 @@ test: lint
 test-slow: $(READY)
 	$(PY) -m pytest -q -m "slow or gpu"
 
+# MUTANTS="NAME ..." takes some of them; * stands for anything
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m mutmut run $(MUTANTS)
+	@$(PY) -m mutmut results --all true | sed 's/.*: //' | sort | uniq -c
+
 clean:
-	rm -rf $(OUT) build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(OUT) mutants build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean

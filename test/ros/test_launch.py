@@ -103,6 +103,8 @@ def test_defaults_leave_the_parameters_to_the_file(launched, monkeypatch):
     node, environment = launched(image_topic="/front/image_raw")
     assert (node["package"], node["executable"], node["name"]) == ("samfeat_ros", "samfeat_node", "samfeat")
     assert node["remappings"] == [("image", "/front/image_raw"), ("camera_info", "/front/camera_info")]
+    assert node["parameters"][0].param_file[0].text == str(ROOT / "config" / "samfeat.yaml")
+    assert (ROOT / "config" / "samfeat.yaml").is_file()
     assert node["parameters"][1] == {"use_sim_time": False, "autostart": True}
     profile = str(ROOT / "config" / "fastdds_shm.xml")
     assert environment["FASTDDS_DEFAULT_PROFILES_FILE"] == environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == profile

@@ -92,6 +92,25 @@ def test_tracks_for_vins(rig, layout):
     np.testing.assert_allclose(np.median(tracks.velocities, axis=0), [speed, 0], atol=0.1 * abs(speed))
 
 
+def test_tracks_begin_at_the_length_that_was_asked_for(rig):
+    node = rig.node(tracks_min_length=3)
+    camera = Camera(rig)
+    got, keypoints = rig.output(PointCloud, "tracks"), rig.output(PointCloud2, "keypoints")
+    infos = rig.publisher(CameraInfo, "/camera_info")
+    rig.wait(lambda: (infos.publish(camera.info()), time.sleep(0.05), node._pipeline._camera_info)[2], "the camera")
+
+    def counts(frames: int) -> list[int]:
+        assert rig.call(Trigger, "/samfeat/reset", Trigger.Request()).success
+        return [len(messages.tracks_from_msg(camera.frame(got)).ids) for _ in range(frames)]
+
+    short, shorter, long = counts(3)
+    assert short == shorter == 0 and long > 10
+    assert rig.set(tracks_min_length=1)[0]
+    (every,) = counts(1)
+    rig.wait(lambda: keypoints and keypoints[-1].header == got[-1].header, "the keypoints of the frame")
+    assert every == keypoints[-1].width > 10
+
+
 def test_camera_info_of_another_size_is_not_used(rig):
     rig.node()
     camera = Camera(rig)
@@ -107,6 +126,77 @@ def test_camera_info_of_another_size_is_not_used(rig):
         return rig.lines(WARN, "it is for 320x120")
 
     rig.wait(informed)
+
+
+def broken_infos(info: CameraInfo) -> list[CameraInfo]:
+    """CameraInfo messages of one fault each."""
+    faults: list[dict] = [
+        {"k": [0.0] * 9},
+        {"k": [FOCAL, 0.0, 80.0, 0.0, FOCAL, 60.0, 0.0, 0.0, 0.0]},
+        {"k": [FOCAL, 0.0, 80.0, FOCAL, FOCAL, 60.0, 0.0, 0.0, 1.0]},
+        {"k": [FOCAL, 0.0, 1e308, 0.0, FOCAL, 60.0, 0.0, 0.0, 1.0]},
+        {"k": [1e-300, 0.0, 80.0, 0.0, 1e-300, 60.0, 0.0, 0.0, 1.0]},
+        {"k": [float("nan")] * 9},
+        {"d": [1e300] * 5},
+        {"d": [1.0] * 99},
+        {"distortion_model": "x\n" * 10_000},
+        {"binning_x": 2**32 - 1, "binning_y": 2**32 - 1},
+        {"width": 2**32 - 1, "height": 2**32 - 1},
+    ]
+    messages_ = []
+    for fault in faults:
+        fields = {name: getattr(info, name) for name in ("width", "height", "distortion_model", "d", "k", "p")}
+        messages_.append(CameraInfo(header=info.header, **{**fields, **fault}))
+    return messages_
+
+
+def test_a_broken_camera_info_never_costs_a_frame(rig):
+    node = rig.node()
+    camera = Camera(rig)
+    clouds = rig.output(PointCloud2, "keypoints")
+    tracks = rig.output(PointCloud, "tracks")
+    infos = rig.publisher(CameraInfo, "/camera_info")
+    for info in [*broken_infos(camera.info()), camera.info()]:
+        before = node._pipeline._camera_info
+        while node._pipeline._camera_info is before:
+            infos.publish(info)
+            time.sleep(0.02)
+        camera.frame(clouds)
+        camera.frame(clouds)
+    rig.wait(lambda: tracks, "tracks with the last, good one")
+    assert node.statistics.dropped["failed"] == 0
+    numbers = [value for msg in tracks for channel in msg.channels for value in channel.values]
+    numbers += [value for msg in tracks for point in msg.points for value in (point.x, point.y)]
+    assert np.isfinite(numbers).all()
+    assert max(map(len, rig.lines(WARN))) < 600
+
+
+def test_stamps_before_1970_give_whole_frames(rig):
+    node = rig.node()
+    camera = Camera(rig)
+    camera.start_ns = -10 * FRAME_NS
+    clouds = {name: rig.output(PointCloud2, name) for name in ("keypoints", "descriptors", "matches")}
+    for _ in range(20):
+        camera.frame(clouds["matches"])
+    rig.wait(lambda: all(len(got) == 20 for got in clouds.values()))
+    assert node.statistics.dropped["failed"] == 0
+
+
+def test_a_frame_goes_out_whole_or_not_at_all(rig):
+    node = rig.node()
+    camera = Camera(rig)
+    clouds = {name: rig.output(PointCloud2, name) for name in ("keypoints", "matches")}
+    camera.frame(clouds["matches"])
+
+    def failing(frame, parameters):
+        raise OverflowError("no such number")
+
+    whole, node._outputs._compose["matches"] = node._outputs._compose["matches"], failing
+    lost = camera.send()
+    rig.wait(lambda: node.statistics.dropped["failed"] == 1)
+    node._outputs._compose["matches"] = whole
+    camera.frame(clouds["matches"])
+    assert lost.stamp not in [msg.header.stamp for msg in clouds["keypoints"]]
 
 
 def test_overlay(rig):
@@ -134,6 +224,24 @@ def test_nothing_is_computed_while_nobody_listens(rig):
     got = rig.output(PointCloud2, "matches")
     assert not messages.matches_from_msg(camera.frame(got)).index.size
     assert messages.matches_from_msg(camera.frame(got)).inlier.sum() > 10
+
+
+def test_tracks_end_while_nobody_listens(rig):
+    """Frames that nobody wanted are missing from the tracks: they begin anew, and no match spans the pause."""
+    node = rig.node()
+    camera = Camera(rig)
+    got = rig.output(PointCloud2, "matches")
+    camera.frame(got)
+    assert camera.frame(got).width > 10
+    for subscription in list(rig.peer.subscriptions):
+        rig.peer.destroy_subscription(subscription)
+    rig.wait(lambda: not node._outputs.wanted(), "the end of the subscription")
+    before = node.statistics.dropped["idle"]
+    camera.send()
+    rig.wait(lambda: node.statistics.dropped["idle"] == before + 1, "a frame that nobody wanted")
+    got = rig.output(PointCloud2, "matches")
+    assert camera.frame(got).width == 0
+    assert camera.frame(got).width > 10
 
 
 def test_diagnostics(rig):
@@ -211,7 +319,7 @@ def test_compressed_images(rig):
         data = cv2.imencode(extension, camera.image)[1].tobytes()
         assert camera.frame(got, CompressedImage(format=extension[1:], data=data)).width > 0
     camera.send(CompressedImage(format="jpeg", data=data[:100]))
-    rig.wait(lambda: rig.lines(WARN, "truncated PNG"))
+    rig.wait(lambda: rig.lines(WARN, "image refused (decode): damaged PNG"))
 
 
 def faulty(image: np.ndarray) -> list[tuple[str, Image]]:

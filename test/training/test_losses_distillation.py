@@ -75,6 +75,16 @@ def test_subset_of_positions(student, teacher):
     assert float(relation_distillation(student, embedding=teacher, positions=12)) == pytest.approx(float(full))
 
 
+def test_a_subset_of_positions_takes_the_attention_of_the_same_positions(student, teacher):
+    attention = torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    chosen = torch.randperm(12, generator=torch.Generator().manual_seed(5))[:7]
+    parts = ([map.flatten(1)[:, chosen] for map in maps] for maps in zip(student, teacher, attention, strict=True))
+    expected = [plain(s, t, a[0]) for s, t, a in parts]
+    draw = torch.Generator().manual_seed(5)
+    loss = relation_distillation(student, embedding=teacher, attention=attention, positions=7, generator=draw)
+    assert float(loss) == pytest.approx(sum(expected) / 2)
+
+
 def test_group_relation_by_hand():
     groups = torch.zeros(1, 4, 8, dtype=torch.int64)
     groups[0, :2, 0:2] = 1  # cell (0, 0): group 1 only
