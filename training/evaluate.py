@@ -104,7 +104,11 @@ app = application()
 @app.command()
 def main(
     suite: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join([*SUITES, 'all'])}; repeatable; all but tracks, which renders. Default: homography, pose.")
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose. "
+            "all does not include tracks, which renders for minutes."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the evaluation sets.", show_default="$SAMFEAT_DATA/eval")
