@@ -62,7 +62,8 @@ def run_tasks(
         for label, entrant in task.entrants(extractors).items():
             head = {"extractor": label, "suite": task.suite, "dataset": task.dataset, "protocol": task.protocol}
             found = known.get(_key({**head, "pairs": len(task.pairs)}))
-            yield {**found, "reused": True} if found else task.run(label, entrant, _bar(label, task))
+            # each task runs the kind of entrant that it has named itself
+            yield {**found, "reused": True} if found else task.run(label, entrant, _bar(label, task))  # type: ignore[arg-type]
 
 
 def _bar(label: str, task: Task | TrackTask):
@@ -105,7 +106,8 @@ def main(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{', '.join([*SUITES, 'all'])}; repeatable; all but tracks, which renders. Default: homography, pose."
+            help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose. "
+            "all does not include tracks, which renders for minutes."
         ),
     ] = None,
     data: Annotated[

@@ -23,7 +23,7 @@ DARK = np.zeros(SIZE[::-1], np.uint8)
 def image(number: float) -> np.ndarray:
     """The wall, as a camera that moves along it sees it."""
     left, top = STEP * number + [20, 20]
-    return cv2.warpAffine(WALL, np.array([[1, 0, -left], [0, 1, -top]]), SIZE, flags=cv2.INTER_CUBIC)
+    return cv2.warpAffine(WALL, np.array([[1, 0, -left], [0, 1, -top]]), SIZE, flags=cv2.INTER_LINEAR)
 
 
 def corners(number: float) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +162,7 @@ def test_slow_sliders_end_at_the_keyframe_though_every_step_is_small():
         first = None
         for number in range(14):
             still, seen = image(number), features(number)
-            creep = cv2.warpAffine(still, np.array([[1.0, 0, 0], [0, 1, 0.6 * number]]), SIZE, flags=cv2.INTER_CUBIC)
+            creep = cv2.warpAffine(still, np.array([[1.0, 0, 0], [0, 1, 0.6 * number]]), SIZE, flags=cv2.INTER_LINEAR)
             on_it = (seen.keypoints[:, 0] > 130) & (seen.keypoints[:, 0] < 190)
             still[:, 120:200] = creep[:, 120:200]
             points = seen.keypoints + np.where(on_it[:, None], np.float32([0, 0.6 * number]), 0).astype(np.float32)

@@ -15,7 +15,7 @@ POINTS = np.stack(np.meshgrid(np.arange(30, 180, 20), np.arange(30, 140, 20)), -
 
 def warped(matrix) -> np.ndarray:
     """The image under an affine map (2, 3) of its pixels."""
-    return cv2.warpAffine(IMAGE, np.asarray(matrix, np.float64), SIZE, flags=cv2.INTER_CUBIC)
+    return cv2.warpAffine(IMAGE, np.asarray(matrix, np.float64), SIZE, flags=cv2.INTER_LINEAR)  # cubic is biased
 
 
 def anchored() -> tuple[ReferencePatches, np.ndarray]:
@@ -31,7 +31,7 @@ def test_a_shift_is_found_to_a_hundredths_of_a_pixel_whatever_the_exposure(gain)
     shift = np.array([1.25, -0.75])  # OpenCV moves images by whole 32nds of a pixel
     image = warped([[1, 0, shift[0]], [0, 1, shift[1]]]) * gain[0] + gain[1]
     there, warps, trust = patches.align(image, POINTS + [1, -1], slots, iterations=4)
-    np.testing.assert_allclose(there, POINTS + shift, atol=0.06)
+    np.testing.assert_allclose(there, POINTS + shift, atol=0.05)
     np.testing.assert_allclose(warps, np.broadcast_to(np.eye(2), warps.shape), atol=0.05)
     assert trust.min() > 0.98 and trust.max() <= 1 + 1e-5
 
