@@ -12,7 +12,11 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from samfeat_core.errors import one_line, quoted
+
 _COEFFICIENTS = {"plumb_bob": (0, 4, 5), "rational_polynomial": (0, 8, 12, 14), "equidistant": (0, 4)}
+# No image is so large that its optical axis lies further away.
+_MAX_CENTER_PX = 1e6
 # Rays further than this from the optical axis have no useful place in the normalised plane (tan 89 deg).
 _MAX_NORMALIZED = 57.0
 # Undistortion iterates; where the lens polynomial is not invertible it ends anywhere. Such points are dropped.
@@ -30,8 +34,8 @@ class Camera:
         model: "plumb_bob", "rational_polynomial" or "equidistant".
 
     Raises:
-        ValueError: a wrong shape, a focal length that is not positive and finite, an unknown model, a wrong number of
-            coefficients.
+        ValueError: a matrix that is not [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive focal lengths and a centre
+            within a million pixels; an unknown model; a wrong number of coefficients.
     """
 
     matrix: np.ndarray
@@ -43,13 +47,20 @@ class Camera:
     def __post_init__(self) -> None:
         matrix = np.array(self.matrix, dtype=np.float64)
         distortion = np.array(self.distortion, dtype=np.float64).ravel()
-        if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
-            raise ValueError(f"camera matrix must be (3, 3), finite, focal lengths positive, got {matrix.tolist()}")
+        if not _is_camera_matrix(matrix):
+            raise ValueError(
+                f"camera matrix is {matrix.tolist()}, expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]], all finite, "
+                "focal lengths positive"
+            )
         if self.model not in _COEFFICIENTS:
-            raise ValueError(f"unknown distortion model {self.model!r}, expected one of {', '.join(_COEFFICIENTS)}")
+            raise ValueError(
+                f"unknown distortion model {quoted(self.model)}, expected one of {', '.join(_COEFFICIENTS)}"
+            )
         if distortion.size not in _COEFFICIENTS[self.model] or not np.isfinite(distortion).all():
             expected = " or ".join(map(str, _COEFFICIENTS[self.model]))
-            raise ValueError(f"{self.model} has {expected} finite coefficients, got {distortion.tolist()}")
+            raise ValueError(
+                f"{self.model} has {expected} finite coefficients, got {one_line(distortion.tolist(), 120)}"
+            )
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "distortion", distortion)
 
@@ -67,7 +78,8 @@ class Camera:
         pixels = np.ascontiguousarray(points, dtype=np.float64).reshape(-1, 2)
         if not np.any(self.distortion) and self.model != "equidistant":
             homogeneous = np.column_stack([pixels, np.ones(len(pixels))])
-            return (homogeneous @ np.linalg.inv(self.matrix).T)[:, :2]
+            rays = (homogeneous @ np.linalg.inv(self.matrix).T)[:, :2]
+            return np.where((np.abs(rays) < _MAX_NORMALIZED).all(axis=1)[:, None], rays, np.nan)
         if not len(pixels):
             return pixels
         # OpenCV may hang or fail on NaN; rows are refused before and marked after.
@@ -75,7 +87,8 @@ class Camera:
         rays = self._undistort(np.where(finite[:, None], pixels, self.matrix[:2, 2]))
         usable = finite & (np.abs(rays) < _MAX_NORMALIZED).all(axis=1)
         rays = np.where(usable[:, None], rays, 0.0)
-        usable &= np.linalg.norm(self.project(rays) - pixels, axis=1) < _ROUND_TRIP_PX
+        with np.errstate(over="ignore", invalid="ignore"):  # of coefficients that are finite, and no lens's
+            usable &= np.linalg.norm(self.project(rays) - pixels, axis=1) < _ROUND_TRIP_PX
         return np.where(usable[:, None], rays, np.nan)
 
     def project(self, rays: np.ndarray) -> np.ndarray:
@@ -100,3 +113,10 @@ class Camera:
         stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-9)
         rays = cv2.undistortPointsIter(pixels[:, None], self.matrix, self.distortion, np.eye(3), np.eye(3), stop)
         return rays.reshape(-1, 2)
+
+
+def _is_camera_matrix(matrix: np.ndarray) -> bool:
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        return False
+    upper = np.array_equal(matrix[[1, 2, 2, 2], [0, 0, 1, 2]], (0, 0, 0, 1))
+    return bool(upper and (matrix[[0, 1], [0, 1]] > 0).all() and (np.abs(matrix[:2, 2]) <= _MAX_CENTER_PX).all())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
 from collections import OrderedDict
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import TypeVar
@@ -12,21 +15,24 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from samfeat_core.engines import Engine, Job, Log, build_engine, candidates, choose_device
-from samfeat_core.errors import WeightsError
-from samfeat_core.features import Features
+from samfeat_core.engines import Engine, Job, Log, build_engine, candidates, choose_device, fingerprint, kept_at
+from samfeat_core.errors import NoEngineError, WeightsError
+from samfeat_core.features import MAX_SIDE, Features
 from samfeat_core.models import ModelSpec, model_spec
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 KEPT_ENGINES = 4  # shapes whose engines stay in memory
-MAX_SIDE = 8192
 
 
 class FeatureExtractor:
     """Keypoints and descriptors of images, by a pretrained network on an engine.
 
     Make one with `from_pretrained`. An engine is built for each image size on its first use; `prepare` builds
-    ahead of time. Not safe for concurrent calls.
+    ahead of time. Not safe for concurrent calls, but one thread may `prepare` while another one calls.
+
+    Attributes:
+        builds_when_called: False = a call for a size without an engine raises NoEngineError, and one for more
+            keypoints than its engine finds gets those; `prepare` alone builds then.
     """
 
     def __init__(
@@ -47,7 +53,9 @@ class FeatureExtractor:
         self.spec, self.weights, self.device, self.log = spec, weights, device, log
         self.nms_radius, self.border, self.resize, self.cache_dir = nms_radius, border, resize, cache_dir
         self.max_keypoints, self.threshold = max_keypoints, threshold
+        self.builds_when_called = True
         self._candidates = engines
+        self._lock = threading.Lock()  # of the engines in memory
         self._engines: OrderedDict[tuple[int, int], tuple[Job, Engine]] = OrderedDict()
         self._interior: dict[tuple[int, int], np.ndarray] = {}
 
@@ -90,9 +98,8 @@ class FeatureExtractor:
         log = log or (lambda level, text: getattr(logging.getLogger("samfeat_core"), level)(text))
         chosen, why = choose_device(device, engine)
         names, missing = candidates(engine, chosen)
-        if device == "auto" or engine == "auto":
-            notes = "; ".join(([why] if chosen == "cpu" and device == "auto" else []) + missing)
-            log("info", f"{name}: engine {names[0]} on {chosen}" + (f" ({notes})" if notes else ""))
+        notes = "; ".join(([why] if chosen == "cpu" and device == "auto" else []) + missing)
+        log("info", f"model {name}, engine {names[0]}, device {chosen}" + (f" ({notes})" if notes else ""))
         path = find_weights(name, weights)
         usual = spec.detection(path)
         default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samfeat_ros"
@@ -126,11 +133,43 @@ class FeatureExtractor:
     @property
     def engine_name(self) -> str:
         """The engine in use; before the first is built, the one that will be tried."""
-        return next(reversed(self._engines.values()))[1].name if self._engines else self._candidates[0]
+        with self._lock:
+            return next(reversed(self._engines.values()))[1].name if self._engines else self._candidates[0]
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the weights."""
+        return fingerprint(self.weights)
+
+    def lacks_engine(self, width: int, height: int) -> bool:
+        """Whether there is still something to `prepare` for images of that size."""
+        return self._suitable(self._padded(*self._network_size(width, height)), self.max_keypoints) is None
 
     def prepare(self, width: int, height: int) -> None:
-        """Build the engine for images of that size (seconds at times), so that the first image need not wait."""
-        self._engine(*self._network_size(width, height))
+        """Build the engine for images of that size (seconds at times), so that the first image need not wait.
+
+        Raises:
+            EngineError: no engine could be built. WeightsError: the weights are not the model's.
+        """
+        shape = self._padded(*self._network_size(width, height))
+        if self._suitable(shape, self.max_keypoints) is None:
+            self._build(shape)
+
+    def build_command(self, width: int, height: int) -> list[str] | None:
+        """The command that builds the engine for images of that size into the cache, in a process of its own.
+
+        `prepare` then only loads it. None where that saves nothing: the engine is there, or cannot be kept.
+        """
+        job = self._job(self._padded(*self._network_size(width, height)))
+        path = kept_at(self._candidates[0], job)
+        if path is None or path.is_dir():
+            return None
+        options = {
+            "model": self.spec.name, "device": self.device, "engine": self._candidates[0], "weights": self.weights,
+            "max-keypoints": job.max_keypoints, "nms-radius": self.nms_radius, "cache-dir": self.cache_dir,
+        }  # fmt: skip
+        size = f"{job.width}x{job.height}"
+        return [sys.executable, "-m", "samfeat_core.prepare", size, *(f"--{k}={v}" for k, v in options.items())]
 
     def __call__(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """Features of one image.
@@ -141,6 +180,7 @@ class FeatureExtractor:
 
         Raises:
             ValueError: another shape or dtype. EngineError: no engine could be built for this size.
+            NoEngineError: see `builds_when_called`.
         """
         check_image(image, mask)
         height, width = image.shape[:2]
@@ -178,15 +218,36 @@ class FeatureExtractor:
     def _engine(self, width: int, height: int) -> Engine:
         """The engine for that padded shape, built if it is not there or finds too few keypoints."""
         shape = self._padded(width, height)
-        job, engine = self._engines.get(shape, (None, None))
-        if job is None or engine is None or job.max_keypoints < self.max_keypoints:
-            limits = self.max_keypoints, self.nms_radius
-            job = Job(self.spec, self.weights, shape[1], shape[0], *limits, self.device, self.cache_dir)
-            engine = build_engine(self._candidates, job, self.log)
+        engine = self._suitable(shape, self.max_keypoints if self.builds_when_called else 0)
+        if engine is not None:
+            return engine
+        if not self.builds_when_called:
+            raise NoEngineError(f"there is no engine for images of {width}x{height}")
+        return self._build(shape)
+
+    def _suitable(self, shape: tuple[int, int], keypoints: int) -> Engine | None:
+        """The engine in memory for that padded shape, if it finds so many keypoints."""
+        with self._lock:
+            job, engine = self._engines.get(shape, (None, None))
+            if job is None or job.max_keypoints < keypoints:
+                return None
+            self._engines.move_to_end(shape)
+            return engine
+
+    def _job(self, shape: tuple[int, int]) -> Job:
+        # A power of two, so that hardly any change of max_keypoints needs another engine.
+        keypoints = 1 << (self.max_keypoints - 1).bit_length()
+        limits = keypoints, self.nms_radius
+        return Job(self.spec, self.weights, shape[1], shape[0], *limits, self.device, self.cache_dir, self.log)
+
+    def _build(self, shape: tuple[int, int]) -> Engine:
+        job = self._job(shape)
+        engine = build_engine(self._candidates, job, self.log)
+        with self._lock:
             self._engines[shape] = job, engine
-        self._engines.move_to_end(shape)
-        while len(self._engines) > KEPT_ENGINES:
-            self._engines.popitem(last=False)
+            self._engines.move_to_end(shape)
+            while len(self._engines) > KEPT_ENGINES:
+                self._engines.popitem(last=False)
         return engine
 
     def _network_image(self, image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -223,7 +284,7 @@ class FeatureExtractor:
 def find_weights(name: str, weights: str | Path | None) -> Path:
     """The weights file asked for, else the shipped one; WeightsError when it is not there."""
     path = Path(weights).expanduser() if weights else SHIPPED_WEIGHTS / f"{name}.safetensors"
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():  # a device or a pipe would be read for ever
         hint = "" if weights else f"; no weights of {name} are shipped, so give a file (weights=...)"
         raise WeightsError(f"{path}: no such weights file{hint}")
     return path

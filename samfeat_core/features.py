@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+MAX_SIDE = 8192  # pixels of the largest image whose features are computed
+
 
 @dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Features:

@@ -6,31 +6,18 @@ short `cause` that the node counts. Encodings outside the tables below go to cv_
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
-from samfeat_core.errors import one_line
+from samfeat_core.errors import one_line, quoted
+from samfeat_ros.compressed_input import decode
+from samfeat_ros.image_error import ImageError as ImageError  # part of this module for its users
+from samfeat_ros.image_error import check_size
 
-# cv2 refuses to decode more than 2**30 pixels. No camera has that many, and no robot has the memory for them.
-MAX_PIXELS = 2**27
 FULL_SCALE_16BIT = 65535
-
-
-class ImageError(ValueError):
-    """An image message that cannot be used.
-
-    Attributes:
-        cause: one word for counters: `size` (0x0 or beyond the limit), `step`, `length`, `encoding` (unknown),
-            `decode` (damaged compressed data), `convert` (the data do not fit their encoding).
-    """
-
-    def __init__(self, cause: str, text: str) -> None:
-        super().__init__(text)
-        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -100,7 +87,7 @@ def image_from_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT) -> np.nda
     if hasattr(msg, "format"):
         return image_from_compressed_msg(msg, full_scale_16bit)
     encoding, width, height = msg.encoding, int(msg.width), int(msg.height)
-    _check_size(width, height, f"a {encoding or 'nameless'} image")
+    check_size(width, height, f"an image of encoding {quoted(encoding)}")
     buffer = _buffer(msg.data)
     try:
         if encoding in _LAYOUTS:
@@ -120,26 +107,9 @@ def image_from_compressed_msg(msg: Any, full_scale_16bit: int = FULL_SCALE_16BIT
 
     Args, Returns, Raises: as `image_from_msg`.
     """
-    data = _buffer(msg.data)
-    kind, size = _inspect(data, msg.format)
-    if size is not None:
-        _check_size(*size, f"a {kind} image")
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ImageError("decode", f"OpenCV cannot decode {kind} of {len(data)} bytes: {one_line(error)}") from error
-    if image is None or not image.size:
-        raise ImageError("decode", f"undecodable {kind} of {len(data)} bytes (format {msg.format!r})")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise ImageError("encoding", f"{kind} of {image.dtype} pixels; expected 8 or 16 bits (format {msg.format!r})")
-    return _decoded_to_bgr(image, msg.format, full_scale_16bit)
-
-
-def _check_size(width: int, height: int, what: str) -> None:
-    if width <= 0 or height <= 0:
-        raise ImageError("size", f"{what} of {width}x{height} pixels has no content")
-    if width * height > MAX_PIXELS:
-        raise ImageError("size", f"{what} of {width}x{height} pixels is larger than {MAX_PIXELS} pixels")
+    if "compressedDepth" in msg.format:
+        raise ImageError("encoding", f"format {quoted(msg.format)} is a depth image; expected jpeg or png of a camera")
+    return _decoded_to_bgr(decode(bytes(msg.data)), msg.format, full_scale_16bit)
 
 
 def _buffer(data: Any) -> np.ndarray:
@@ -203,64 +173,21 @@ def _planar(msg: Any, buffer: np.ndarray) -> np.ndarray:
 def _by_cv_bridge(msg: Any, buffer: np.ndarray) -> np.ndarray:
     if int(msg.step) <= 0 or len(buffer) != msg.height * msg.step:
         raise ImageError(
-            "length", f"{len(buffer)} bytes of data, but {msg.height} rows of {msg.step} bytes ({msg.encoding})"
+            "length", f"{len(buffer)} bytes of data, but {msg.height} rows of {msg.step} bytes ({quoted(msg.encoding)})"
         )
     try:
         from cv_bridge import CvBridge
     except ImportError:
         raise ImageError(
             "encoding",
-            f"unknown encoding {msg.encoding!r}, and cv_bridge is not installed; known: {', '.join(ENCODINGS)}",
+            f"unknown encoding {quoted(msg.encoding)}, and cv_bridge is not installed; known: {', '.join(ENCODINGS)}",
         ) from None
     try:
         return np.ascontiguousarray(CvBridge().imgmsg_to_cv2(msg, "bgr8"))
     except Exception as error:  # cv_bridge raises what its parts raise: CvBridgeError, cv2.error, TypeError, ...
         raise ImageError(
-            "encoding", f"cv_bridge cannot convert encoding {msg.encoding!r}: {one_line(error)}"
+            "encoding", f"cv_bridge cannot convert encoding {quoted(msg.encoding)}: {one_line(error)}"
         ) from error
-
-
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
-# Cameras may pad a JPEG behind its end marker.
-_TAIL = 4096
-
-
-def _inspect(data: np.ndarray, text: str) -> tuple[str, tuple[int, int] | None]:
-    """Kind of the compressed data and its (width, height), None where the header hides it.
-
-    OpenCV decodes a truncated JPEG to a picture with a grey end, so this looks for the end marker.
-    """
-    start, tail = data[:32].tobytes(), data[-_TAIL:].tobytes()
-    if start.startswith(_JPEG_START):
-        if _JPEG_END not in tail:
-            raise ImageError("decode", f"truncated JPEG: {len(data)} bytes without an end marker")
-        return "JPEG", _jpeg_size(data)
-    if start.startswith(_PNG_START) and len(start) >= 24:
-        if _PNG_END not in tail:
-            raise ImageError("decode", f"truncated PNG: {len(data)} bytes without an end chunk")
-        width, height = struct.unpack(">II", start[16:24])
-        return "PNG", (width, height)
-    if "compressedDepth" in text:
-        raise ImageError("encoding", f"format {text!r} is a depth image; expected jpeg or png of a camera")
-    raise ImageError("decode", f"{len(data)} bytes are neither JPEG nor PNG (format {text!r})")
-
-
-def _jpeg_size(data: np.ndarray) -> tuple[int, int] | None:
-    """(width, height) from the frame header of a JPEG, None when there is none."""
-    position = 2
-    while position + 9 <= len(data):
-        if data[position] != 0xFF:
-            return None
-        marker = int(data[position + 1])
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[position + 5 : position + 9].tobytes())
-            return width, height
-        position += 2 + int(data[position + 2]) * 256 + int(data[position + 3])
-    return None
 
 
 def _decoded_to_bgr(image: np.ndarray, text: str, full_scale: int) -> np.ndarray:

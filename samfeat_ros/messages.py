@@ -172,7 +172,8 @@ def matches_to_msg(
         rows["index"], rows["index_prev"] = matches.index, matches.index_prev
         rows["id"] = matches.track_ids[matches.index]
         rows["length"], rows["source"] = matches.lengths[matches.index], matches.sources[matches.index]
-        rows["stamp_prev_sec"], rows["stamp_prev_nanosec"] = split_ns(stamp_prev_ns or 0)
+        sec, rows["stamp_prev_nanosec"] = split_ns(stamp_prev_ns or 0)
+        rows["stamp_prev_sec"] = sec % 2**32  # a stamp has int32 seconds
     return _cloud(header, rows)
 
 
@@ -230,7 +231,7 @@ def descriptors_from_msg(msg: PointCloud2) -> np.ndarray:
 def matches_from_msg(msg: PointCloud2) -> MatchRows:
     """Arrays of a `~/matches` message. Raises MessageError for any other layout."""
     rows = _rows(msg, MATCH)
-    stamp_prev_ns = join_ns(rows["stamp_prev_sec"][0], rows["stamp_prev_nanosec"][0]) if len(rows) else None
+    stamp_prev_ns = join_ns(rows["stamp_prev_sec"].view("i4")[0], rows["stamp_prev_nanosec"][0]) if len(rows) else None
     return MatchRows(
         _pairs(rows, "x", "y"),
         _pairs(rows, "x_prev", "y_prev"),

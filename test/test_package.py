@@ -24,7 +24,8 @@ DISTRIBUTION = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "pyth
 WHERE_THERE = {"torch_tensorrt"}
 # Declared, but imported by the launch file or the tests, or a second name of what rosdep brings.
 NOT_IMPORTED = {
-    "ament_index_python", "launch", "launch_ros", "ros2launch", "pytest", "opencv-python-headless", "PyYAML"
+    "ament_index_python", "launch", "launch_ros", "ros2launch", "pytest", "opencv-python-headless", "PyYAML",
+    "setuptools", "numpy",
 }  # fmt: skip
 
 
@@ -68,8 +69,8 @@ def test_versions_and_licences_agree(setup_arguments):
 
 
 def test_every_import_of_the_robot_is_declared_and_nothing_else_is(setup_arguments):
-    extras = {re.split("[<>=]", name)[0] for names in setup_arguments["extras_require"].values() for name in names}
-    declared = dependencies() | extras
+    lists = [setup_arguments["install_requires"], *setup_arguments["extras_require"].values()]
+    declared = dependencies() | {re.split("[<>=]", name)[0] for names in lists for name in names}
     used = set()
     for path in [*(ROOT / "samfeat_ros").rglob("*.py"), *(ROOT / "samfeat_core").rglob("*.py")]:
         for module in third_party_imports(path):

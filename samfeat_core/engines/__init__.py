@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from samfeat_core.errors import EngineError, one_line
+from samfeat_core.errors import EngineError, UsageError, one_line
 from samfeat_core.models import ModelSpec
 
 RawFeatures = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -51,7 +51,8 @@ class Job:
         weights: weights file.
         height, width: of the network's input, multiples of the model's stride.
         device: cpu, cuda or cuda:N.
-        cache_dir: where engines that can be kept are kept.
+        cache_dir: where engines that can be kept are kept; see `samfeat_core.engines.cache`.
+        log: called with (level, text) when something is odd, but the engine is built anyway.
     """
 
     spec: ModelSpec
@@ -62,6 +63,7 @@ class Job:
     nms_radius: int
     device: str
     cache_dir: Path
+    log: Log = lambda level, text: None
 
     def key(self, *versions: str) -> str:
         """Name of the engine in the cache: the same only if graph, weights, shape and versions are."""
@@ -105,7 +107,7 @@ def cuda_devices() -> int:
 
 
 def check_choice(device: str, engine: str) -> None:
-    """ValueError unless the names exist and the engine runs on that device.
+    """UsageError, a ValueError, unless the names exist and the engine runs on that device.
 
     Args:
         device: auto, cpu, cuda, or one GPU of several: cuda:0, cuda:1, ...
@@ -113,11 +115,11 @@ def check_choice(device: str, engine: str) -> None:
     """
     kind, _, index = device.partition(":")
     if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())) or device.endswith(":"):
-        raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}, cuda:N")
+        raise UsageError(f"device is {device!r}, expected one of {', '.join(DEVICES)}, cuda:N")
     if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+        raise UsageError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     if kind != "auto" and engine != "auto" and engine not in BY_DEVICE[kind]:
-        raise ValueError(f"engine {engine} does not run on {kind}, expected one of auto, {', '.join(BY_DEVICE[kind])}")
+        raise UsageError(f"engine {engine} does not run on {kind}, expected one of auto, {', '.join(BY_DEVICE[kind])}")
 
 
 def choose_device(device: str, engine: str = "auto") -> tuple[str, str]:
@@ -183,6 +185,18 @@ def build_engine(names: list[str], job: Job, log: Log) -> Engine:
             reason = one_line(error, 300)
             log("error", f"engine {name} for {job.width}x{job.height} could not be built, trying the next: {reason}")
     raise EngineError(f"no engine could be built on {job.device}: tried {', '.join(names)}")
+
+
+def kept_at(name: str, job: Job) -> Path | None:
+    """Where the cache has the job's engine, or will have it; None for an engine that cannot be kept, or not built here.
+
+    It is there when that is a folder.
+    """
+    try:
+        path_of = getattr(engine_module(name), "cache_path", None)
+        return path_of(job) if path_of else None
+    except Exception:  # the library is missing, or a file of the engine's own: `build` says which
+        return None
 
 
 def engine_module(name: str) -> ModuleType:

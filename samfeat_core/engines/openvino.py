@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samfeat_core.engines import Job, RawFeatures
+from samfeat_core.engines import Job, RawFeatures, cache
 from samfeat_core.errors import EngineError, SamfeatError
 
 # OpenVINO's converter reports every use to its makers from threads that fork. A fork while NumPy multiplies matrices
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Said outright: bfloat16, OpenVINO's default on CPUs that have it, changes more than the tolerance; see openvino_bf16.
+MODEL_FILE = "engine.xml"  # and engine.bin, its weights
 PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -41,31 +41,37 @@ class OpenVinoEngine:
         return keypoints, scores, descriptors, weights
 
 
+def cache_path(job: Job, *variant: str) -> Path:
+    """Folder of the job's engine in the cache.
+
+    variant: what tells its network from others of the same weights.
+    """
+    return job.cache_dir / job.key(ov.get_version(), *variant)
+
+
 def build(
     job: Job,
     engine: type[OpenVinoEngine] = OpenVinoEngine,
     network: Callable[[], nn.Module] | None = None,
-    *variant: str,
+    path: Path | None = None,
 ) -> OpenVinoEngine:
-    """From the cache, or converted and put there.
+    """From the cache, or converted and put there. What is compiled is always the file, so that every start is the same.
 
     Args:
         network: makes the network to convert; None = the job's own.
-        variant: what tells such a network from others of the same weights.
+        path: see `cache_path`; None = that of the job's own network.
 
     Raises:
         EngineError: conversion or compilation failed.
     """
+    path = path or cache_path(job)
     try:
-        path = job.cache_dir / f"{job.key(ov.get_version(), *variant)}.xml"
-        if path.is_file():
-            try:
-                return engine(ov.Core().read_model(path))
-            except RuntimeError:
-                path.unlink(missing_ok=True)  # damaged: convert anew
+        kept = cache.load(path, job.log)
+        if kept is not None:
+            return engine(ov.Core().read_model(kept / MODEL_FILE))
         model = convert(job, network and network())
-        keep(model, path)
-        return engine(model)
+        kept = cache.store(path, lambda folder: ov.save_model(model, folder / MODEL_FILE, False), job.log)
+        return engine(ov.Core().read_model(kept / MODEL_FILE) if kept else model)
     except SamfeatError:
         raise
     except Exception as error:  # the runtime and the tracer leak many types
@@ -84,16 +90,3 @@ def convert(job: Job, network: nn.Module | None = None) -> ov.Model:
             example_input=inputs,
             input=[tuple(tensor.shape) for tensor in inputs],
         )
-
-
-def keep(model: ov.Model, path: Path) -> None:
-    """Write to the cache, whole or not at all; a cache that cannot be written costs only time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.stem}.partial.xml")
-        ov.save_model(model, partial, compress_to_fp16=False)
-        partial.with_suffix(".bin").replace(path.with_suffix(".bin"))
-        partial.replace(path)
-    except (OSError, RuntimeError):
-        with suppress(OSError):  # nor can a file system be changed that is only to be read
-            path.unlink(missing_ok=True)

@@ -18,6 +18,9 @@ class BFloat16Engine(openvino.OpenVinoEngine):
     properties = {**openvino.PROPERTIES, "INFERENCE_PRECISION_HINT": "bf16"}
 
 
+cache_path = openvino.cache_path  # the graph is the same
+
+
 def build(job: Job) -> openvino.OpenVinoEngine:
     """As the `openvino` engine.
 

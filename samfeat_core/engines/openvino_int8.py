@@ -28,6 +28,11 @@ def ranges_file(weights: Path) -> Path:
     return weights.with_suffix(".int8.json")
 
 
+def cache_path(job: Job) -> Path:
+    """Folder of the job's engine in the cache; the ranges must be there."""
+    return openvino.cache_path(job, fingerprint(ranges_file(job.weights)))
+
+
 def build(job: Job) -> openvino.OpenVinoEngine:
     """As the `openvino` engine, from a graph of its own.
 
@@ -37,7 +42,7 @@ def build(job: Job) -> openvino.OpenVinoEngine:
     path = ranges_file(job.weights)
     if not path.is_file():
         raise EngineError(f"{path}: no such file; python -m training.calibrate makes it")
-    return openvino.build(job, Int8Engine, lambda: quantized(job, path), fingerprint(path))
+    return openvino.build(job, Int8Engine, lambda: quantized(job, path), cache_path(job))
 
 
 def quantized(job: Job, path: Path) -> nn.Module:

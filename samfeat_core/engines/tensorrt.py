@@ -5,16 +5,17 @@ Written from torch-tensorrt's documentation and not yet run: no machine with its
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch_tensorrt  # type: ignore[import-not-found]
 
-from samfeat_core.engines import Job, RawFeatures
+from samfeat_core.engines import Job, RawFeatures, cache
 from samfeat_core.engines.eager import example_inputs, extraction_graph
 from samfeat_core.errors import EngineError, SamfeatError
+
+MODULE_FILE = "engine.ep"
 
 
 class TensorRtEngine:
@@ -42,18 +43,7 @@ class TensorRtEngine:
 def cache_path(job: Job) -> Path:
     """An engine is valid for one GPU type, one pair of library versions, one graph, one shape."""
     versions = (torch.cuda.get_device_name(job.device), torch.__version__, torch_tensorrt.__version__)
-    return job.cache_dir / f"{job.key(*versions)}.ep"
-
-
-def keep(module: torch.nn.Module, inputs: list[torch.Tensor], path: Path) -> None:
-    """Write to the cache, whole or not at all; a cache that cannot be written costs only time."""
-    partial = path.with_suffix(".partial.ep")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch_tensorrt.save(module, str(partial), inputs=inputs)
-        partial.replace(path)
-    except Exception as error:  # a full disk, or what the exporter cannot write
-        logging.getLogger(__name__).warning(f"{path} could not be written, so it will be built again: {error}")
+    return job.cache_dir / job.key(*versions)
 
 
 def build(job: Job) -> TensorRtEngine:
@@ -69,15 +59,16 @@ def build(job: Job) -> TensorRtEngine:
 
 def _build(job: Job) -> TensorRtEngine:
     path = cache_path(job)
-    if path.is_file():
-        try:
-            return TensorRtEngine(torch_tensorrt.load(str(path)).module(), job)
-        except Exception:  # damaged or of another build: compile anew
-            path.unlink(missing_ok=True)
-    inputs = list(example_inputs(job))
-    # Precisions are those of the graph: half in the network, single for positions.
-    graph = extraction_graph(job, half=True)
-    module = torch_tensorrt.compile(graph, ir="dynamo", inputs=inputs, use_explicit_typing=True)
-    engine = TensorRtEngine(module, job)
-    keep(module, inputs, path)
-    return engine
+    kept = cache.load(path, job.log)
+    if kept is None:
+        inputs = list(example_inputs(job))
+        # Precisions are those of the graph: half in the network, single for positions.
+        graph = extraction_graph(job, half=True)
+        module = torch_tensorrt.compile(graph, ir="dynamo", inputs=inputs, use_explicit_typing=True)
+        kept = cache.store(
+            path, lambda folder: torch_tensorrt.save(module, str(folder / MODULE_FILE), inputs=inputs), job.log
+        )
+        if kept is None:
+            return TensorRtEngine(module, job)
+    # Always the file, so that every start is the same.
+    return TensorRtEngine(torch_tensorrt.load(str(kept / MODULE_FILE)).module(), job)

@@ -39,6 +39,7 @@ RETURN_PX = 1.0  # flow back to the last frame must end this near
 LEAST_CORRELATION = 0.5  # with the reference patch, of a point that was found
 RENEW_CORRELATION = 0.8  # below it a confirmed point gets a new reference: its view has changed
 KEYFRAME_BACK, KEYFRAME_EVERY = 8, 4  # how far back, and how often, tracks are checked over several frames
+RECALL_EVERY = 2  # frames: how often lost tracks are looked for, in frames without that check
 KEYFRAME_PX = 1.5  # times the inlier threshold, there
 
 
@@ -106,7 +107,7 @@ class HybridTracker(Tracker):
         self,
         max_points: int = 1024,
         repair: bool = True,
-        memory: int = 10,
+        memory: int = 20,
         spacing: float = 3.0,
         grid: int = 0,
         **bounds: float | bool | None,
@@ -184,7 +185,7 @@ class HybridTracker(Tracker):
         """
         good = np.ones(len(ids), bool)
         keyframe = self._history.get(self._number - KEYFRAME_BACK)
-        if not self.verify or keyframe is None or self._number % KEYFRAME_EVERY:
+        if not self.verify or keyframe is None or self._number % KEYFRAME_EVERY != 1:
             return good
         _, here, there = np.intersect1d(ids, keyframe[0], assume_unique=True, return_indices=True)
         good[here] = epipolar_inliers(keyframe[1][there], points[here], camera, KEYFRAME_PX * self.threshold_px)
@@ -293,7 +294,9 @@ class HybridTracker(Tracker):
         taken: np.ndarray,
     ) -> TrackTable:
         """Lost tracks that are found again; marks the keypoints that they have taken."""
-        if frame is None:
+        # After a dark time at once: new tracks would take the room of the old ones.
+        due = self._number % RECALL_EVERY == 0 or len(going) < self.max_points / 2
+        if frame is None or not due:
             return TrackTable.empty(features.descriptors.shape[1])
         free, most = np.flatnonzero(~taken), self.max_points - len(going)
         back, keypoint = lost.find(

@@ -66,10 +66,10 @@ class Outputs:
             parameters: layout of the tracks, length of the tails.
             restarted: tell on `~/restart` that earlier tracks ended.
         """
-        for name in self.wanted():
-            if name == "restart" and not restarted:
-                continue
-            msg = self._compose[name](frame, parameters)
+        wanted = [name for name in self.wanted() if name != "restart" or restarted]
+        # All are composed before the first is published: a frame goes out whole or not at all.
+        composed = [(name, self._compose[name](frame, parameters)) for name in wanted]
+        for name, msg in composed:
             if msg is not None:
                 self._publishers[name].publish(msg)
 

@@ -14,6 +14,7 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 
 from samfeat_core.engines import BY_DEVICE, ENGINES, check_choice
+from samfeat_core.features import MAX_SIDE
 from samfeat_core.models import model_names
 from samfeat_core.tracking import TRACKERS
 from samfeat_ros.topics import TRANSPORTS
@@ -55,16 +56,16 @@ class Parameters:
     cache_dir: str = _entry("", "Folder for built engines; empty = the user's cache folder.")
     resize: int = _entry(
         0, "Longest side in pixels of the image for the network; 0 = as received. Keypoints stay in pixels of the "
-        "image as received.", low=0, high=8192,
+        "image as received.", low=0, high=MAX_SIDE,
     )  # fmt: skip
     image_width: int = _entry(
         640,
         "Expected width of the images: the engine for that size is built when the node is configured, for any other "
         "size when its first image comes.",
         low=32,
-        high=8192,
+        high=MAX_SIDE,
     )
-    image_height: int = _entry(480, "Expected height of the images; see image_width.", low=32, high=8192)
+    image_height: int = _entry(480, "Expected height of the images; see image_width.", low=32, high=MAX_SIDE)
     max_keypoints: int = _entry(1024, "Largest number of keypoints per frame.", change=LIVE, low=1, high=16384)
     threshold: float = _entry(
         -1.0, "Smallest score of a keypoint; negative = the model's own.", change=LIVE, low=-1.0, high=1.0
@@ -83,7 +84,7 @@ class Parameters:
         choices=TRACKERS,
     )
     track_memory: int = _entry(
-        10, "Frames for which a lost track can be found again, with tracker hybrid.", change=LIVE, low=0, high=100
+        20, "Frames for which a lost track can be found again, with tracker hybrid.", change=LIVE, low=0, high=100
     )
     track_spacing: float = _entry(
         3.0, "Pixels that a new point keeps from every track, with tracker flow or hybrid.", change=LIVE, low=0.0,

@@ -165,7 +165,7 @@ class Pipeline:
             return mask
         if self._resized_mask is None or self._resized_mask[0] is not mask or self._resized_mask[1].shape != shape:
             have, want = (f"{size[1]}x{size[0]}" for size in (mask.shape, shape))
-            self._warn(f"mask {have} {want}", f"the mask is {have}, the image {want}: resizing the mask")
+            self._warn("mask size", f"the mask is {have}, the image {want}: resizing the mask")
             self._resized_mask = mask, cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST)
         return self._resized_mask[1]
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -322,7 +323,7 @@ class SamfeatNode(LifecycleNode):
         self._diagnostics.publish(diagnostics_to_msg(stamp, name, level, summary, values, values["device"]))
 
     def _warn(self, key: str, text: str) -> None:
-        """Warn, at most every few seconds for one key; keys come from fixed lists, image sizes, and mask sizes."""
+        """Warn, at most every few seconds for one key; keys come from fixed lists."""
         now = time.monotonic()
         if now - self._warned.get(key, -WARN_PERIOD_S) >= WARN_PERIOD_S:
             self._warned[key] = now
@@ -346,7 +347,8 @@ class SamfeatNode(LifecycleNode):
 def _read_mask(path: str) -> np.ndarray | None:
     if not path:
         return None
-    mask = cv2.imread(os.path.expanduser(path), cv2.IMREAD_GRAYSCALE)
+    file = Path(path).expanduser()
+    mask = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
     if mask is None:
         raise ParameterError(f"mask_file {path!r} is missing or not an image")
     return mask

@@ -16,6 +16,7 @@ from samfeat_core import EngineError, FeatureExtractor, WeightsError, engines
 from samfeat_core.detection import ExtractionGraph
 from samfeat_core.engines import candidates
 from samfeat_core.engines.openvino_int8 import ranges_file
+from samfeat_core.errors import NoEngineError
 from samfeat_core.models import build_network, model_spec
 from samfeat_core.quantization import write_ranges
 from samfeat_core.weights import load_network
@@ -72,6 +73,12 @@ def agreement(first, second):
     return near.mean(), cosines[near].min()
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/no/such/file"])
+def test_weights_are_a_file_or_a_folder(path):
+    with pytest.raises(WeightsError, match=f"{path}: no such weights file"):
+        FeatureExtractor.from_pretrained("samfeat-nano", "cpu", weights=path)
+
+
 def test_building_an_engine_forks_nothing_and_reports_to_nobody(weights, tmp_path):
     code = f"""
 import sys
@@ -109,9 +116,9 @@ def test_bfloat16_finds_nearly_the_same_where_the_cpu_has_it(weights, tmp_path):
     features = half(image)
     near, cosine = agreement(reference, features)
     if half.engine_name == "openvino_bf16":
-        assert 0.7 < near < 1 and cosine > 0.98 and not lines
+        assert 0.7 < near < 1 and cosine > 0.98 and [level for level, _ in lines] == ["info"]
     else:  # a CPU without: said once, and the exact engine instead
-        assert near == 1 and [level for level, _ in lines] == ["error"] and "no bfloat16" in lines[0][1]
+        assert near == 1 and [level for level, _ in lines] == ["info", "error"] and "no bfloat16" in lines[1][1]
 
 
 def test_a_cpu_without_bfloat16_falls_back_to_the_exact_engine(weights, tmp_path, monkeypatch):
@@ -127,7 +134,7 @@ def test_a_cpu_without_bfloat16_falls_back_to_the_exact_engine(weights, tmp_path
     monkeypatch.setattr(openvino.ov, "Core", lambda: Core() if not lines else core())
     half.prepare(64, 64)
     assert half.engine_name == "openvino"
-    assert [level for level, _ in lines] == ["error"] and "no bfloat16 instructions" in lines[0][1]
+    assert [level for level, _ in lines] == ["info", "error"] and "no bfloat16 instructions" in lines[1][1]
 
 
 def test_eight_bits_find_nearly_the_same(calibrated, tmp_path):
@@ -136,7 +143,7 @@ def test_eight_bits_find_nearly_the_same(calibrated, tmp_path):
     reference = make(calibrated, tmp_path, engine="openvino")(image)
     quantized = make(calibrated, tmp_path, engine="openvino_int8", log=lambda level, text: lines.append((level, text)))
     near, cosine = agreement(reference, quantized(image))
-    assert quantized.engine_name == "openvino_int8" and not lines
+    assert quantized.engine_name == "openvino_int8" and [level for level, _ in lines] == ["info"]
     assert 0.2 < near < 1 and cosine > 0.9
 
     operations = quantized._engine(640, 480).request.get_compiled_model().get_runtime_model().get_ops()
@@ -151,8 +158,8 @@ def test_weights_without_ranges_fall_back_to_the_exact_engine(weights, tmp_path)
     extractor = make(weights, tmp_path, engine="openvino_int8", log=lambda level, text: lines.append((level, text)))
     extractor.prepare(64, 64)
     assert extractor.engine_name == "openvino"
-    assert [level for level, _ in lines] == ["error"]
-    assert "nano.int8.json: no such file; python -m training.calibrate makes it" in lines[0][1]
+    assert [level for level, _ in lines] == ["info", "error"]
+    assert "nano.int8.json: no such file; python -m training.calibrate makes it" in lines[1][1]
 
 
 def test_ranges_of_other_weights_are_not_used(calibrated, tmp_path):
@@ -162,7 +169,7 @@ def test_ranges_of_other_weights_are_not_used(calibrated, tmp_path):
     shutil.copy(calibrated.with_suffix(".int8.json"), tmp_path / "other.int8.json")
     extractor = make(other, tmp_path, engine="openvino_int8", log=lambda level, text: lines.append((level, text)))
     extractor.prepare(64, 64)
-    assert extractor.engine_name == "openvino" and "measured with other weights" in lines[0][1]
+    assert extractor.engine_name == "openvino" and "measured with other weights" in lines[1][1]
 
 
 def test_auto_takes_exact_engines_only():
@@ -189,9 +196,66 @@ assert 'torch' not in sys.modules, 'torch was imported'
 def test_a_damaged_kept_engine_is_built_anew(weights, tmp_path):
     image = scene(128, 160)
     reference = make(weights, tmp_path, engine="openvino")(image)
-    (kept,) = tmp_path.glob("*.xml")
-    kept.write_text("<net")
-    np.testing.assert_allclose(make(weights, tmp_path, engine="openvino")(image).keypoints, reference.keypoints)
+    (kept,) = tmp_path.glob("*/engine.bin")
+    kept.write_bytes(bytes(kept.stat().st_size))  # of the right length
+    lines = []
+    again = make(weights, tmp_path, engine="openvino", log=lambda level, text: lines.append((level, text)))(image)
+    np.testing.assert_array_equal(again.keypoints, reference.keypoints)
+    assert [level for level, _ in lines] == ["info", "warning"] and "is damaged, building it again" in lines[1][1]
+
+
+def test_every_start_gives_the_same_bits(weights, tmp_path):
+    image = scene(128, 160)
+    first, second = (make(weights, tmp_path, engine="openvino")(image) for _ in range(2))
+    for name in ("keypoints", "scores", "descriptors"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_a_cache_that_cannot_be_written_costs_one_warning(weights, tmp_path):
+    (tmp_path / "file").touch()
+    lines = []
+    extractor = make(weights, tmp_path / "file", engine="openvino", log=lambda level, text: lines.append((level, text)))
+    assert len(extractor(scene(64, 64))) > 0 and extractor.engine_name == "openvino"
+    assert [level for level, _ in lines] == ["info", "warning"] and "cannot be kept" in lines[1][1]
+
+
+def test_changes_of_max_keypoints_below_a_power_of_two_build_nothing(weights, tmp_path):
+    extractor, image = make(weights, tmp_path, engine="openvino", max_keypoints=100), scene(240, 320)
+    for count in (100, 128, 20, 70):
+        extractor.max_keypoints = count
+        assert len(extractor(image)) == count
+    assert len(list(tmp_path.iterdir())) == 1
+    extractor.max_keypoints = 129
+    assert len(extractor(image)) == 129
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_extractor_that_does_not_build_when_called(weights, tmp_path):
+    extractor = make(weights, tmp_path, max_keypoints=100)
+    extractor.builds_when_called = False
+    with pytest.raises(NoEngineError, match="no engine for images of 160x128"):
+        extractor(scene(128, 160))
+    assert extractor.lacks_engine(160, 128)
+    extractor.prepare(160, 128)
+    assert not extractor.lacks_engine(160, 128) and extractor.lacks_engine(320, 240)
+    extractor.max_keypoints = 200
+    assert extractor.lacks_engine(160, 128)
+    assert len(extractor(scene(128, 160))) == 128  # what the engine at hand finds
+    extractor.prepare(160, 128)
+    assert len(extractor(scene(128, 160))) == 200
+
+
+def test_an_engine_is_built_by_a_process_of_its_own(weights, tmp_path):
+    extractor = make(weights, tmp_path, engine="openvino", max_keypoints=100, resize=160)
+    command = extractor.build_command(640, 480)
+    subprocess.run(command, check=True, capture_output=True)
+    (kept,) = tmp_path.iterdir()
+    assert extractor.build_command(640, 480) is None
+    assert make(weights, tmp_path, engine="eager").build_command(640, 480) is None
+    extractor.prepare(640, 480)
+    assert list(tmp_path.iterdir()) == [kept]
+    done = subprocess.run([*command, "--weights=/no/such"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "/no/such: no such weights file\n")
 
 
 def test_rows_that_are_no_keypoints_are_left_out_wherever_they_stand(weights, tmp_path, monkeypatch):
@@ -315,9 +379,8 @@ def test_auto_says_what_it_chose_and_why(weights, tmp_path):
     lines = []
     make(weights, tmp_path, engine="auto", log=lambda level, text: lines.append((level, text)))
     FeatureExtractor.from_pretrained(weights=weights, log=lambda level, text: lines.append((level, text)))
-    assert [level for level, _ in lines] == ["info", "info"]
-    assert "engine openvino on cpu" in lines[0][1]
-    assert "no CUDA" in lines[1][1]
+    assert lines[0] == ("info", "model samfeat-nano, engine openvino, device cpu")
+    assert lines[1][0] == "info" and "device cpu (no CUDA" in lines[1][1]
 
 
 def test_an_engine_that_fails_falls_back_with_an_error(weights, tmp_path, monkeypatch):
@@ -331,7 +394,7 @@ def test_an_engine_that_fails_falls_back_with_an_error(weights, tmp_path, monkey
     extractor = make(weights, tmp_path, engine="openvino", log=lambda level, text: lines.append((level, text)))
     assert len(extractor(scene(64, 64))) > 0
     assert extractor.engine_name == "eager"
-    assert [(level, "conversion broke" in text) for level, text in lines] == [("error", True)]
+    assert [(level, "conversion broke" in text) for level, text in lines] == [("info", False), ("error", True)]
 
 
 def test_a_library_that_cannot_be_loaded_falls_back_with_an_error(weights, tmp_path, monkeypatch):
@@ -346,7 +409,8 @@ def test_a_library_that_cannot_be_loaded_falls_back_with_an_error(weights, tmp_p
     assert len(extractor(scene(64, 64))) > 0
     assert extractor.engine_name == "eager"
     assert [(level, "openvino cannot be loaded (OSError: libopenvino" in text) for level, text in lines] == [
-        ("error", True)
+        ("info", False),
+        ("error", True),
     ]
 
 

@@ -37,6 +37,7 @@ def test_ids_follow_the_points_through_reordering_loss_and_birth():
     np.testing.assert_array_equal(second.track_ids[old], rows[old])
     assert set(second.track_ids[~old]) == set(range(150, 180))
     assert not second.restarted and second.inlier.all() and second.inlier_ratio == 1
+    assert tracker.previous is not None
     np.testing.assert_array_equal(tracker.previous.keypoints, frame(0, np.arange(150)).keypoints)
     np.testing.assert_array_equal(second.lengths, np.where(old, 2, 1))
 

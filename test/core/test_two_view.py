@@ -65,6 +65,12 @@ def test_points_that_no_ray_reaches_become_nan():
     assert np.isnan(barrel.normalize(np.array([[5000.0, 5000.0]]))).all()
 
 
+def test_points_at_the_horizon_have_no_ray():
+    narrow = Camera(np.array([[1e-3, 0, 320], [0, 1e-3, 240], [0, 0, 1]]), np.zeros(0), *SIZE)
+    rays = narrow.normalize(np.array([[320.0, 240.01], [330.0, 240.0]]))
+    assert rays[0, 1] == pytest.approx(10) and np.isnan(rays[1]).all()
+
+
 def test_no_points_are_no_error():
     for lens in LENSES:
         assert camera(lens).normalize(np.zeros((0, 2))).shape == (0, 2)
@@ -75,6 +81,9 @@ def test_no_points_are_no_error():
     [
         ((np.eye(4), np.zeros(5), 640, 480), "camera matrix"),
         ((np.zeros((3, 3)), np.zeros(5), 640, 480), "camera matrix"),
+        ((np.diag([300.0, 300.0, 0.0]), np.zeros(5), 640, 480), "camera matrix"),
+        ((np.array([[300.0, 0, 1e308], [0, 300, 240], [0, 0, 1]]), np.zeros(5), 640, 480), "camera matrix"),
+        ((np.array([[300.0, 0, 320], [300, 300, 240], [0, 0, 1]]), np.zeros(5), 640, 480), "camera matrix"),
         ((K, np.zeros(5), 640, 480, "brown"), "unknown distortion model 'brown'"),
         ((K, np.zeros(5), 640, 480, "equidistant"), "0 or 4"),
         ((K, np.array([np.nan] * 5), 640, 480), "finite"),

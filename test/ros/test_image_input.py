@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import struct
+import subprocess
 import sys
 import types
+import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,8 +17,10 @@ import pytest
 pytest.importorskip("sensor_msgs")
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 
+from samfeat_ros.compressed_input import decode  # noqa: E402
 from samfeat_ros.image_input import ENCODINGS, ImageError, image_from_compressed_msg, image_from_msg  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 WIDTH, HEIGHT = 16, 12
 
 
@@ -60,7 +67,8 @@ def yuv_planes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     y = 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
     u = 128 + (-37.797 * r - 74.203 * g + 112 * b) / 255
     v = 128 + (112 * r - 93.786 * g - 18.214 * b) / 255
-    return tuple(np.round(plane).astype(np.uint8) for plane in (y, u, v))
+    luma, blue, red = (np.round(plane).astype(np.uint8) for plane in (y, u, v))
+    return luma, blue, red
 
 
 def semi_planar(image: np.ndarray, order: str, subsample: int) -> np.ndarray:
@@ -166,6 +174,7 @@ def test_grey_and_bgr_are_views_of_the_message():
         ("size", message("mono8", GREY, width=0)),
         ("size", message("mono8", GREY, height=0)),
         ("size", message("mono8", GREY, width=2**31, height=2**31)),
+        ("size", message("mono8", np.zeros((1, 8193), np.uint8), width=8193, height=1)),
         ("size", message("yuyv", np.zeros((HEIGHT, 2 * WIDTH), np.uint8), width=WIDTH - 1)),
         ("size", message("nv12", semi_planar(BGR, "uv", 2), height=HEIGHT - 1)),
         ("step", message("bgr8", BGR, step=WIDTH)),
@@ -258,10 +267,25 @@ def damaged(extension: str, keep: float) -> CompressedImage:
     return CompressedImage(format=extension.strip("."), data=data[: int(keep * len(data))])
 
 
+def png(width: int, height: int, depth: int, colour: int, data: bytes, interlace: int = 0) -> bytes:
+    """A PNG file whose checksums are right, whatever it claims."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg_of_size(width: int, height: int, stray: bytes = b"") -> bytes:
+    """A small JPEG that claims another size; `stray` bytes come before the header that claims it."""
+    data = cv2.imencode(".jpg", BGR)[1].tobytes()
+    frame = data.index(b"\xff\xc0")
+    return data[:frame] + stray + data[frame : frame + 5] + struct.pack(">HH", height, width) + data[frame + 9 :]
+
+
 def oversized() -> CompressedImage:
-    data = bytearray(cv2.imencode(".png", BGR)[1].tobytes())
-    data[16:24] = (60000).to_bytes(4, "big") * 2
-    return CompressedImage(format="png", data=bytes(data))
+    return CompressedImage(format="png", data=png(60000, 60000, 8, 2, b""))
 
 
 @pytest.mark.parametrize(
@@ -273,6 +297,7 @@ def oversized() -> CompressedImage:
         ("decode", damaged(".png", 0.6)),
         ("decode", damaged(".png", 0.01)),
         ("size", oversized()),
+        ("size", CompressedImage(format="jpeg", data=jpeg_of_size(8193, 8))),
         ("encoding", CompressedImage(format="16UC1; compressedDepth png", data=bytes(12) + b"\x89PNG")),
     ],
 )
@@ -280,6 +305,92 @@ def test_faults_of_compressed_images_have_a_cause(cause, msg):
     with pytest.raises(ImageError) as caught:
         image_from_compressed_msg(msg)
     assert caught.value.cause == cause
+
+
+# ---- compressed images that were made to do harm ----
+
+
+def with_false_chunk_length() -> bytes:
+    data = cv2.imencode(".png", BGR)[1].tobytes()
+    return data[:33] + struct.pack(">I", 0x7FFFFF00) + data[37:]
+
+
+HARMFUL = {
+    "hidden size": ("decode", jpeg_of_size(60000, 60000, stray=b"\0")),
+    "hidden size within the limit": ("decode", jpeg_of_size(8000, 2800, stray=b"\0")),
+    "false size": ("decode", jpeg_of_size(8000, 2800)),
+    "many bytes a pixel": ("size", png(8192, 8192, 16, 6, zlib.compress(bytes(1000)))),
+    "progressive": ("size", jpeg_of_size(4000, 4000).replace(b"\xff\xc0", b"\xff\xc2")),
+    "scans": ("decode", jpeg_of_size(640, 480) + b"\xff\xda" * 40),
+    "chunk length": ("decode", with_false_chunk_length()),
+    "inflates for ever": ("decode", png(64, 64, 8, 0, zlib.compress(bytes(500_000_000), 9))),
+    "too little data": ("decode", png(8000, 8000, 8, 0, zlib.compress(bytes(1000)))),
+    "no such filter": ("decode", png(8, 2, 8, 0, zlib.compress(bytes([9, *range(17)])))),
+    "palette": ("encoding", png(8, 2, 8, 3, zlib.compress(bytes(18)))),
+    "interlaced": ("encoding", png(8, 2, 8, 0, zlib.compress(bytes(18)), interlace=1)),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_harmful_images_are_refused_without_a_word_on_the_console(name, capfd):
+    cause, data = HARMFUL[name]
+    with pytest.raises(ImageError) as caught:
+        image_from_compressed_msg(CompressedImage(format="jpeg", data=data))
+    assert caught.value.cause == cause, caught.value
+    assert capfd.readouterr().err == ""
+
+
+def test_refused_images_take_less_than_100_mb(tmp_path):
+    for index, (_, data) in enumerate(HARMFUL.values()):
+        (tmp_path / f"{index}").write_bytes(data)
+    code = f"""
+import resource, pathlib
+from samfeat_ros.compressed_input import decode
+from samfeat_ros.image_error import ImageError
+import simplejpeg
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+for path in pathlib.Path({str(tmp_path)!r}).iterdir():
+    try: decode(path.read_bytes())
+    except ImageError: pass
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert float(done.stdout) < 100, done.stderr
+
+
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_png_is_decoded_as_opencv_does(depth, colour):
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    row = channels * depth // 8 * WIDTH
+    rows = random.Random(depth + colour).randbytes(HEIGHT * row)
+    filtered = b"".join(bytes([y % 5]) + rows[y * row : (y + 1) * row] for y in range(HEIGHT))
+    data = png(WIDTH, HEIGHT, depth, colour, zlib.compress(filtered))
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_most_damaged_jpegs_are_refused(capfd):
+    """A flipped byte can give another valid picture; nine of ten cannot."""
+    rng = np.random.default_rng(0)
+    scene = cv2.resize(rng.integers(0, 256, (30, 40, 3), np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC)
+    data, refused = cv2.imencode(".jpg", scene)[1].ravel(), 0
+    for _ in range(200):
+        damaged = data.copy()
+        damaged[rng.integers(2, len(data), 10)] = rng.integers(0, 256, 10)
+        try:
+            decode(damaged.tobytes())
+        except ImageError as error:
+            refused += error.cause in ("decode", "size", "encoding")
+    assert refused > 170
+    assert capfd.readouterr().err == ""
+
+
+def test_names_from_the_wire_are_quoted_and_cut():
+    with pytest.raises(ImageError) as caught:
+        image_from_msg(message("x\n[ERROR] all is lost" + "y" * 100_000, GREY))
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
 
 
 def test_random_bytes_never_end_in_another_error():

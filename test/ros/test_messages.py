@@ -110,6 +110,13 @@ def test_matches():
     assert {"stamp_prev_sec", "stamp_prev_nanosec", "inlier"} <= {field.name for field in msg.fields}
 
 
+@pytest.mark.parametrize("stamp_ns", [-1, -(2**31) * 10**9, (2**31 - 1) * 10**9 + 999_999_999])
+def test_matches_know_every_stamp_of_the_frame_before(stamp_ns):
+    matches = match_rows(20, 30, 15)
+    msg = travel(messages.matches_to_msg(HEADER, features(20), features(30), matches, stamp_ns))
+    assert messages.matches_from_msg(msg).stamp_prev_ns == stamp_ns
+
+
 def test_matches_after_a_restart_are_empty():
     matches = match_rows(20, 30, 0)
     got = messages.matches_from_msg(travel(messages.matches_to_msg(HEADER, features(20), None, matches, None)))

@@ -128,6 +128,77 @@ def test_camera_info_of_another_size_is_not_used(rig):
     rig.wait(informed)
 
 
+def broken_infos(info: CameraInfo) -> list[CameraInfo]:
+    """CameraInfo messages of one fault each."""
+    faults: list[dict] = [
+        {"k": [0.0] * 9},
+        {"k": [FOCAL, 0.0, 80.0, 0.0, FOCAL, 60.0, 0.0, 0.0, 0.0]},
+        {"k": [FOCAL, 0.0, 80.0, FOCAL, FOCAL, 60.0, 0.0, 0.0, 1.0]},
+        {"k": [FOCAL, 0.0, 1e308, 0.0, FOCAL, 60.0, 0.0, 0.0, 1.0]},
+        {"k": [1e-300, 0.0, 80.0, 0.0, 1e-300, 60.0, 0.0, 0.0, 1.0]},
+        {"k": [float("nan")] * 9},
+        {"d": [1e300] * 5},
+        {"d": [1.0] * 99},
+        {"distortion_model": "x\n" * 10_000},
+        {"binning_x": 2**32 - 1, "binning_y": 2**32 - 1},
+        {"width": 2**32 - 1, "height": 2**32 - 1},
+    ]
+    messages_ = []
+    for fault in faults:
+        fields = {name: getattr(info, name) for name in ("width", "height", "distortion_model", "d", "k", "p")}
+        messages_.append(CameraInfo(header=info.header, **{**fields, **fault}))
+    return messages_
+
+
+def test_a_broken_camera_info_never_costs_a_frame(rig):
+    node = rig.node()
+    camera = Camera(rig)
+    clouds = rig.output(PointCloud2, "keypoints")
+    tracks = rig.output(PointCloud, "tracks")
+    infos = rig.publisher(CameraInfo, "/camera_info")
+    for info in [*broken_infos(camera.info()), camera.info()]:
+        before = node._pipeline._camera_info
+        while node._pipeline._camera_info is before:
+            infos.publish(info)
+            time.sleep(0.02)
+        camera.frame(clouds)
+        camera.frame(clouds)
+    rig.wait(lambda: tracks, "tracks with the last, good one")
+    assert node.statistics.dropped["failed"] == 0
+    numbers = [value for msg in tracks for channel in msg.channels for value in channel.values]
+    numbers += [value for msg in tracks for point in msg.points for value in (point.x, point.y)]
+    assert np.isfinite(numbers).all()
+    assert max(map(len, rig.lines(WARN))) < 600
+
+
+def test_stamps_before_1970_give_whole_frames(rig):
+    node = rig.node()
+    camera = Camera(rig)
+    camera.start_ns = -10 * FRAME_NS
+    clouds = {name: rig.output(PointCloud2, name) for name in ("keypoints", "descriptors", "matches")}
+    for _ in range(20):
+        camera.frame(clouds["matches"])
+    rig.wait(lambda: all(len(got) == 20 for got in clouds.values()))
+    assert node.statistics.dropped["failed"] == 0
+
+
+def test_a_frame_goes_out_whole_or_not_at_all(rig):
+    node = rig.node()
+    camera = Camera(rig)
+    clouds = {name: rig.output(PointCloud2, name) for name in ("keypoints", "matches")}
+    camera.frame(clouds["matches"])
+
+    def failing(frame, parameters):
+        raise OverflowError("no such number")
+
+    whole, node._outputs._compose["matches"] = node._outputs._compose["matches"], failing
+    lost = camera.send()
+    rig.wait(lambda: node.statistics.dropped["failed"] == 1)
+    node._outputs._compose["matches"] = whole
+    camera.frame(clouds["matches"])
+    assert lost.stamp not in [msg.header.stamp for msg in clouds["keypoints"]]
+
+
 def test_overlay(rig):
     rig.node()
     camera = Camera(rig)
@@ -248,7 +319,7 @@ def test_compressed_images(rig):
         data = cv2.imencode(extension, camera.image)[1].tobytes()
         assert camera.frame(got, CompressedImage(format=extension[1:], data=data)).width > 0
     camera.send(CompressedImage(format="jpeg", data=data[:100]))
-    rig.wait(lambda: rig.lines(WARN, "truncated PNG"))
+    rig.wait(lambda: rig.lines(WARN, "image refused (decode): damaged PNG"))
 
 
 def faulty(image: np.ndarray) -> list[tuple[str, Image]]:

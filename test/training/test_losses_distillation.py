@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.samfeat.losses import group_relation, relation_distillation
+from training.samfeat.losses import group_relation, mixed_relation_distillation, relation_distillation
 
 
 def plain(student, teacher, attention):
@@ -119,6 +119,22 @@ def test_images_without_teacher_or_groups(student, teacher):
     assert float(nothing) == 0 and float(student.grad.abs().max()) == 0
     groups[1, :12] = 1
     assert float(relation_distillation(student, groups=groups)) > 0
+
+
+def test_a_mix_of_teachers_is_one_mean_over_all_images(student, teacher):
+    """Three images with an embedding, one with groups, one with nothing: each of the four weighs a quarter."""
+    student = torch.cat((student, student.flip(3), student.flip(1)))[:5]
+    teacher = torch.cat((teacher, teacher.flip(2), teacher))[:5]
+    groups = torch.arange(4).repeat_interleave(6).view(1, 24, 1).expand(5, 24, 32).contiguous()
+    has_teacher = torch.tensor([True, True, True, True, False])
+    teacher[3:] = 0
+    each = [relation_distillation(student[i : i + 1], embedding=teacher[i : i + 1]) for i in range(3)]
+    each.append(relation_distillation(student[3:4], groups=groups[3:4]))
+    mixed = mixed_relation_distillation(student, teacher, groups, attention=None, has_teacher=has_teacher)
+    assert float(mixed) == pytest.approx(sum(map(float, each)) / 4, rel=1e-6)
+    alone = relation_distillation(student, groups=groups, has_teacher=has_teacher)
+    mixed = mixed_relation_distillation(student, 0 * teacher, groups, attention=None, has_teacher=has_teacher)
+    assert float(mixed) == float(alone)
 
 
 def test_needs_exactly_one_teacher(student, teacher):
