@@ -9,6 +9,7 @@ import pytest
 
 from samfeat_core import FeatureExtractor, WeightsError
 from samfeat_core import extractor as module
+from samfeat_core.errors import NoEngineError
 from samfeat_core.extractor import KEPT_ENGINES, MAX_SIDE, check_image, checked, find_weights
 
 RNG = np.random.default_rng(0)
@@ -180,7 +181,7 @@ def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make, weights):
     jobs = [engine.job for engine in make.engines]
     assert [(job.height, job.width) for job in jobs] == sizes and len(sizes) == 4
     assert {(job.max_keypoints, job.nms_radius, job.device, job.spec.name) for job in jobs} == {
-        (10, 1, "cpu", "samfeat-nano")
+        (16, 1, "cpu", "samfeat-nano")  # keypoints to the next power of two
     }
     assert {(job.weights, job.cache_dir) for job in jobs} == {(Path(weights), extractor.cache_dir)}
     extractor.prepare(32, 32)  # used again, so the second is the oldest now
@@ -198,11 +199,28 @@ def test_an_engine_is_built_anew_for_more_keypoints_only(make):
     extractor.max_keypoints = 5
     extractor.prepare(32, 32)
     assert len(make.engines) == 1
-    extractor.max_keypoints = 11
+    extractor.max_keypoints = 16
+    assert not extractor.lacks_engine(32, 32) and extractor.lacks_engine(33, 32)
+    extractor(picture(32, 32))
+    assert len(make.engines) == 1
+    extractor.max_keypoints = 17
+    assert extractor.lacks_engine(32, 32)
     extractor.prepare(32, 32)
-    assert [engine.job.max_keypoints for engine in make.engines] == [10, 11]
+    assert [engine.job.max_keypoints for engine in make.engines] == [16, 32]
     extractor.prepare(32, 32)
     assert len(make.engines) == 2
+
+
+def test_an_extractor_that_must_not_build_uses_what_it_has(make):
+    extractor = make(max_keypoints=8)
+    extractor.builds_when_called = False
+    with pytest.raises(NoEngineError, match="there is no engine for images of 64x48"):
+        extractor(picture(48, 64))
+    assert not make.engines
+    extractor.prepare(64, 48)
+    extractor.max_keypoints = 100  # more than the engine finds
+    make.engines[0].rows = [(20 + row, 20, 0.5) for row in range(12)]
+    assert len(extractor(picture(48, 64))) == 12 and len(make.engines) == 1
 
 
 def test_a_resized_image_is_prepared_at_the_size_of_the_network(make):
@@ -288,13 +306,12 @@ def test_large_images_shrink_to_the_long_side_that_was_asked_for(make):
 @pytest.mark.parametrize(
     ("device", "engine", "said"),
     [
-        ("auto", "auto", "samfeat-nano: engine told on cpu (no GPU; other: missing)"),
-        ("auto", "eager", "samfeat-nano: engine told on cpu (no GPU; other: missing)"),
-        ("cpu", "auto", "samfeat-nano: engine told on cpu (other: missing)"),
-        ("cpu", "eager", None),
+        ("auto", "auto", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
+        ("auto", "eager", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
+        ("cpu", "auto", "model samfeat-nano, engine told, device cpu (other: missing)"),
     ],
 )
-def test_what_is_chosen_by_itself_is_said(weights, monkeypatch, caplog, device, engine, said):
+def test_what_is_chosen_is_said_once_with_the_reasons(weights, monkeypatch, caplog, device, engine, said):
     monkeypatch.setattr(
         module, "choose_device", lambda *asked: ("cpu", "no GPU") if asked == (device, engine) else None
     )
@@ -305,12 +322,11 @@ def test_what_is_chosen_by_itself_is_said(weights, monkeypatch, caplog, device, 
     FeatureExtractor.from_pretrained(
         device=device, engine=engine, weights=weights, log=lambda level, text: lines.append((level, text))
     )
-    assert lines == ([("info", said)] if said else [])
+    assert lines == [("info", said)]
     caplog.set_level(logging.INFO, "samfeat_core")
     FeatureExtractor.from_pretrained(device=device, engine=engine, weights=weights)
-    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == (
-        [("samfeat_core", "INFO", said)] if said else []
-    )
+    records = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert records == [("samfeat_core", "INFO", said)]
 
 
 def test_a_gpu_needs_no_reason(weights, monkeypatch):
@@ -318,7 +334,7 @@ def test_a_gpu_needs_no_reason(weights, monkeypatch):
     monkeypatch.setattr(module, "candidates", lambda engine, device: (["tensorrt"], []))
     lines = []
     extractor = FeatureExtractor.from_pretrained(weights=weights, log=lambda level, text: lines.append(text))
-    assert lines == ["samfeat-nano: engine tensorrt on cuda"] and extractor.device == "cuda"
+    assert lines == ["model samfeat-nano, engine tensorrt, device cuda"] and extractor.device == "cuda"
 
 
 def test_weights_are_the_shipped_ones_or_the_file_that_was_given(tmp_path, monkeypatch):
