@@ -32,21 +32,27 @@ class Engine:
         return rows[:, :2], rows[:, 2], descriptors, 2 + np.arange(len(rows), dtype=np.float32)
 
 
-@pytest.fixture
-def make(weights, monkeypatch):
-    """Makes extractors on such engines; `make.engines` are those that were built, the newest last."""
+class Maker:
+    """Makes extractors on such engines; `engines` are those that were built, the newest last."""
 
-    def build(names, job, log):
-        make_one.engines.append(Engine(job))
-        return make_one.engines[-1]
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
+        self.engines: list[Engine] = []
 
-    def make_one(model="samfeat-nano", **options):
+    def __call__(self, model="samfeat-nano", **options) -> FeatureExtractor:
         options = {"threshold": 0.0, "log": lambda level, text: None, **options}
-        return FeatureExtractor.from_pretrained(model, "cpu", "eager", weights=weights, **options)
+        return FeatureExtractor.from_pretrained(model, "cpu", "eager", weights=self.weights, **options)
 
-    make_one.engines = []
-    monkeypatch.setattr(module, "build_engine", build)
-    return make_one
+    def build(self, names, job, log) -> Engine:
+        self.engines.append(Engine(job))
+        return self.engines[-1]
+
+
+@pytest.fixture
+def make(weights, monkeypatch) -> Maker:
+    maker = Maker(weights)
+    monkeypatch.setattr(module, "build_engine", maker.build)
+    return maker
 
 
 def picture(height, width, channels=None):
@@ -273,9 +279,9 @@ def test_the_largest_image_is_let_through_and_one_more_pixel_is_not():
     assert MAX_SIDE == 8192
     for shape in ((1, 8192), (8192, 1), (2, 2, 3)):
         check_image(np.zeros(shape, np.uint8), None)
-    for shape in ((1, 8193), (8193, 1), (0, 5), (2, 2, 2), (2, 2, 4), (5,), (1, 2, 3, 3)):
+    for other in ((1, 8193), (8193, 1), (0, 5), (2, 2, 2), (2, 2, 4), (5,), (1, 2, 3, 3)):
         with pytest.raises(ValueError, match="image has shape"):
-            check_image(np.zeros(shape, np.uint8), None)
+            check_image(np.zeros(other, np.uint8), None)
 
 
 @pytest.mark.parametrize("mask", [np.ones((4, 6), bool), np.ones((6, 4), np.uint8), np.ones((4, 6, 1), np.uint8)])
