@@ -336,8 +336,9 @@ def test_what_is_chosen_is_said_once_with_the_reasons(weights, monkeypatch, capl
 
 
 def test_a_gpu_needs_no_reason(weights, monkeypatch):
-    monkeypatch.setattr(module, "choose_device", lambda device, engine: ("cuda", "CUDA device found"))
-    monkeypatch.setattr(module, "candidates", lambda engine, device: (["tensorrt"], []))
+    chosen = {("auto", "auto"): ("cuda", "CUDA device found")}  # the defaults
+    monkeypatch.setattr(module, "choose_device", lambda *asked: chosen[asked])
+    monkeypatch.setattr(module, "candidates", lambda *asked: {("auto", "cuda"): (["tensorrt"], [])}[asked])
     lines = []
     extractor = FeatureExtractor.from_pretrained(weights=weights, log=lambda level, text: lines.append(text))
     assert lines == ["model samfeat-nano, engine tensorrt, device cuda"] and extractor.device == "cuda"
