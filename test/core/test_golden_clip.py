@@ -38,8 +38,8 @@ HYBRID = {
     "inlier ratio": (0.997, 0.003),
     "shared tracks": (375.7, 10),
     "tracks from first to last": (126, 10),
-    "epipolar error, px": (0.046, 0.005),
-    "epipolar error after the gap, px": (0.075, 0.008),
+    "epipolar error, px": (0.061, 0.006),
+    "epipolar error after the gap, px": (0.086, 0.008),
     "rotation error, deg": (0.13, 0.12),
     "direction error, deg": (0.72, 0.6),
 }
