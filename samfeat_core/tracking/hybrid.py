@@ -33,6 +33,7 @@ from samfeat_core.tracking.table import TrackTable
 from samfeat_core.two_view import epipolar_inliers
 
 SCOUTS = 256  # tracks whose matches predict the motion of all
+SCOUT_SPREAD = 4.0  # times the median, by which the motion of one may differ from its neighbours'
 CONFIRM_PX = 1.0  # a keypoint this near to a followed point is the same point
 POLISH_PX = 1.0  # a patch may move a point this far from where flow left it
 RETURN_PX = 1.0  # flow back to the last frame must end this near
@@ -205,8 +206,11 @@ class HybridTracker(Tracker):
         good = self._verified(before, now, camera)
         if np.count_nonzero(good) < LEAST_NEIGHBOURS:
             return tracks.points
-        before, now = before[good], now[good]
-        return tracks.points + interpolate_motion(before, now - before, tracks.points, features.image_size)
+        before, moved, size = before[good], (now - before)[good], features.image_size
+        # A wrong match may lie on the right epipolar line; its neighbours tell.
+        apart = np.linalg.norm(moved - interpolate_motion(before, moved, before, size), axis=1)
+        alike = apart <= max(REACH_PX, SCOUT_SPREAD * float(np.median(apart)))
+        return tracks.points + interpolate_motion(before[alike], moved[alike], tracks.points, size)
 
     def _follow(self, tracks: TrackTable, frame: _Image | None, start: np.ndarray) -> _Found:
         """Flow from the last image, polished and judged by the reference patches."""

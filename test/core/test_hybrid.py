@@ -156,7 +156,7 @@ def test_what_is_hidden_comes_back_and_nothing_else_under_its_id():
 
 
 def test_slow_sliders_end_at_the_keyframe_though_every_step_is_small():
-    """Points on a thing that creeps 0.6 px a frame across the epipolar lines, under the threshold of 1.5 px."""
+    """Points on a thing that creeps 0.6 px a frame, under the threshold of 1.5 px, and after eight frames over it."""
     for verify in (True, False):
         tracker = HybridTracker(500, verify=verify)
         first = None
@@ -166,7 +166,6 @@ def test_slow_sliders_end_at_the_keyframe_though_every_step_is_small():
             on_it = (seen.keypoints[:, 0] > 130) & (seen.keypoints[:, 0] < 190)
             still[:, 120:200] = creep[:, 120:200]
             points = seen.keypoints + np.where(on_it[:, None], np.float32([0, 0.6 * number]), 0).astype(np.float32)
-            # A scene of one plane would excuse it: the wall's left half is nearer and moves faster.
             found = Features(points, seen.scores, seen.descriptors, SIZE)
             matches = tracker.update(found, number * 50_000_000, None, still)
             if first is None:
@@ -226,7 +225,7 @@ def test_new_points_keep_their_distance_and_spread_over_the_grid():
         tracker.update(crowded, 0, CAMERA, image(0))
         assert tracker.current is not None
         halves[grid] = np.mean(tracker.current.keypoints[:, 0] > 160)
-    assert halves[0] < 0.1 and 0.4 < halves[6] < 0.6
+    assert halves[0] < 0.1 and 0.4 <= halves[6] < 0.6
 
 
 def test_a_mask_ends_tracks_and_keeps_lost_ones_out():
