@@ -41,7 +41,7 @@ LEAST_CORRELATION = 0.5  # with the reference patch, of a point that was found
 REPAIR_CORRELATION = 0.5  # of a keypoint that takes the place of a point that flow has lost
 RENEW_CORRELATION = 0.8  # below it a confirmed point gets a new reference: its view has changed
 KEYFRAME_BACK, KEYFRAME_EVERY = 8, 4  # how far back, and how often, tracks are checked over several frames
-RECALL_EVERY = 2  # frames: how often lost tracks are looked for, in frames without that check
+RECALL_EVERY = 2  # frames: how often lost tracks are looked for by their patch alone, in frames without that check
 KEYFRAME_PX = 1.5  # times the inlier threshold, there
 
 
@@ -309,14 +309,14 @@ class HybridTracker(Tracker):
         taken: np.ndarray,
     ) -> TrackTable:
         """Lost tracks that are found again; marks the keypoints that they have taken."""
-        # After a dark time at once: new tracks would take the room of the old ones.
-        due = self._number % RECALL_EVERY == 0 or len(going) < self.max_points / 2
-        if frame is None or not due:
+        if frame is None:
             return TrackTable.empty(features.descriptors.shape[1])
+        # After a dark time at once: new tracks would take the room of the old ones.
+        by_patch = self._number % RECALL_EVERY == 0 or len(going) < self.max_points / 2
         free, most = np.flatnonzero(~taken), self.max_points - len(going)
         back, keypoint = lost.find(
             self._number, features, free, frame.values, going, self._history, camera, self.threshold_px,
-            self.spacing, mask, most,
+            self.spacing, mask, most, by_patch,
         )  # fmt: skip
         detected = keypoint >= 0
         back.unconfirmed = np.where(detected, 0, back.unconfirmed + 1)
