@@ -41,9 +41,10 @@ def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[T
     unknown = [suite for suite in suites if suite not in (*SUITES, "all")]
     if unknown:
         raise UsageError(f"--suite {unknown[0]}: unknown; expected one of {', '.join([*SUITES, 'all'])}")
-    found = [suite for suite in SUITES if find_folder(data, suite).is_dir()]
+    found = [suite for suite in SUITES if suite != "tracks" and find_folder(data, suite).is_dir()]
     if "all" in suites and not found:
-        raise ValueError(f"{data}: none of the folders {', '.join(names[0] for names in FOLDERS.values())}")
+        folders = dict.fromkeys(names[0] for names in FOLDERS.values())
+        raise ValueError(f"{data}: none of the folders {', '.join(folders)}")
     chosen = [name for suite in suites for name in (found if suite == "all" else [suite])]
     return [task for name in dict.fromkeys(chosen) for task in SUITES[name](data, options)]
 
@@ -102,7 +103,10 @@ app = application()
 @app.command()
 def main(
     suite: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose.")
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join([*SUITES, 'all'])}; repeatable; all but tracks, which renders. Default: homography, pose."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the evaluation sets.", show_default="$SAMFEAT_DATA/eval")
