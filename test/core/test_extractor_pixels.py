@@ -199,7 +199,7 @@ def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make, weights):
     assert len(make.engines) == 6
 
 
-def test_an_engine_is_built_anew_for_more_keypoints_only(make):
+def test_an_engine_is_built_anew_beyond_the_next_power_of_two_only(make):
     extractor = make(max_keypoints=10)
     extractor.prepare(32, 32)
     extractor.max_keypoints = 5
@@ -315,6 +315,7 @@ def test_large_images_shrink_to_the_long_side_that_was_asked_for(make):
         ("auto", "auto", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
         ("auto", "eager", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
         ("cpu", "auto", "model samfeat-nano, engine told, device cpu (other: missing)"),
+        ("cpu", "eager", "model samfeat-nano, engine told, device cpu (other: missing)"),
     ],
 )
 def test_what_is_chosen_is_said_once_with_the_reasons(weights, monkeypatch, caplog, device, engine, said):
