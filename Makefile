@@ -3,6 +3,7 @@
 #   make demo                              the node on a rendered flight through a room; picture in out/demo
 #   make demo BAG=path IMAGE_TOPIC=/topic  the same on a bag of yours
 #   make test                              lint, types, tests
+#   make mutants                           are faults in the core seen by its tests? hours; see CONTRIBUTING.md
 #   make setup | lint | test-slow | clean | distclean
 #
 # PYTHON=python3.12 chooses the interpreter, PIP_ARGS="..." is passed to pip.
@@ -21,7 +22,7 @@ ifneq ($(READY),)
 unexport PYTHONPATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE ROS_DISTRO RMW_IMPLEMENTATION COLCON_PREFIX_PATH
 endif
 
-.PHONY: help setup demo test test-slow lint clean distclean
+.PHONY: help setup demo test test-slow mutants lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -67,8 +68,13 @@ test: lint
 test-slow: $(READY)
 	$(PY) -m pytest -q -m "slow or gpu"
 
+# MUTANTS="NAME ..." takes some of them; * stands for anything
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m mutmut run $(MUTANTS)
+	@$(PY) -m mutmut results --all true | sed 's/.*: //' | sort | uniq -c
+
 clean:
-	rm -rf $(OUT) build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(OUT) mutants build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean
@@ -77,49 +83,51 @@ distclean: clean
 # ---- training: docs/training.md ----
 # A machine that has PyTorch and no registry runs its own Python: make train-samfeat PY=python3 READY=
 
-DATA ?= ../shared/data
+# Configurations take the data's folder from SAMFEAT_DATA: docs/data.md
+ifdef DATA
+export SAMFEAT_DATA := $(DATA)
+else
+DATA := $(or $(SAMFEAT_DATA),../shared/data)
+endif
 RUNS ?= runs
 TRAIN := $(PY) -m training.train
-PHOTOS = --set 'data.photos=[$(DATA)/photos/a,$(DATA)/photos/b]'
-PREPARED = --set data.teacher=$(OUT)/teacher --set 'data.pairs=[$(OUT)/pairs/kitchen,$(OUT)/pairs/scenes]'
+TEACHER = --set data.teacher=$(OUT)/teacher
+PREPARED = $(TEACHER) --set 'data.pairs=[$(OUT)/pairs/kitchen,$(OUT)/pairs/scenes]'
 
-.PHONY: teach labels features pairs train-samfeat train-nano train-nano-distilled ablation evaluate-runs pack unpack
+.PHONY: teach labels features pairs train-samfeat train-paper train-nano train-nano-distilled ablation evaluate-runs
 
 teach: $(READY)
 	$(PY) -m training.teach annotations $(DATA)/photos $(DATA)/segments $(OUT)/teacher
-
-labels: $(READY)
-	$(PY) -m training.label photos $(DATA)/photos $(OUT)/labels --base shi-tomasi
 
 EXTRACTOR ?= samfeat=$(RUNS)/samfeat/best.safetensors
 features: $(READY)
 	$(PY) -m training.label features $(DATA)/photos $(OUT)/features --extractor $(EXTRACTOR)
 
 pairs: $(READY)
-	$(PY) -m training.data.posed_pairs --folder $(DATA)/posed/kitchen_rgbd --kinect --pairs 200 --output $(OUT)/pairs/kitchen
-	$(PY) -m training.data.scenes render-pairs --textures $(DATA)/photos --pairs 400 --output $(OUT)/pairs/scenes
+	$(PY) -m training.pairs posed --folder $(DATA)/posed/kitchen_rgbd --kinect --pairs 200 --output $(OUT)/pairs/kitchen
+	$(PY) -m training.pairs scenes --textures $(DATA)/photos --pairs 400 --output $(OUT)/pairs/scenes
 
 train-samfeat: $(READY)
-	$(TRAIN) --config config/train/samfeat.yaml --output $(RUNS)/samfeat $(PHOTOS) $(PREPARED) $(TRAIN_ARGS)
+	$(TRAIN) --config config/train/samfeat.yaml --output $(RUNS)/samfeat $(PREPARED) $(TRAIN_ARGS)
+
+# Keypoint labels are for the paper's L_det, which no other configuration uses.
+labels: $(READY)
+	$(PY) -m training.label photos $(DATA)/photos $(OUT)/labels --base shi-tomasi
+
+train-paper: labels
+	$(TRAIN) --config config/train/samfeat_paper.yaml --output $(RUNS)/paper $(TEACHER) \
+		--set data.labels=$(OUT)/labels $(TRAIN_ARGS)
 
 train-nano: $(READY)
-	$(TRAIN) --config config/train/samfeat_nano.yaml --output $(RUNS)/nano $(PHOTOS) $(PREPARED) $(TRAIN_ARGS)
+	$(TRAIN) --config config/train/samfeat_nano.yaml --output $(RUNS)/nano $(PREPARED) $(TRAIN_ARGS)
 
 train-nano-distilled: $(READY)
-	$(TRAIN) --config config/train/samfeat_nano_distilled.yaml --output $(RUNS)/nano_distilled $(PHOTOS) $(PREPARED) \
+	$(TRAIN) --config config/train/samfeat_nano_distilled.yaml --output $(RUNS)/nano_distilled $(PREPARED) \
 		--set data.features=$(OUT)/features $(TRAIN_ARGS)
 
 ablation: $(READY)
-	$(PY) -m training.ablate --config config/train/samfeat_nano.yaml --output $(RUNS)/ablation $(PHOTOS) $(PREPARED) $(TRAIN_ARGS)
+	$(PY) -m training.ablate --config config/train/samfeat_nano.yaml --output $(RUNS)/ablation $(PREPARED) $(TRAIN_ARGS)
 
 evaluate-runs: $(READY)
 	$(PY) -m training.evaluate --data $(DATA)/eval --output $(OUT)/evaluation $(foreach run,$(wildcard $(RUNS)/*/best.safetensors),\
 		--extractor $(if $(findstring nano,$(run)),samfeat-nano,$(if $(findstring scfeat,$(run)),scfeat,samfeat))=$(run))
-
-# For a machine that cannot reach the data: archives small enough to send, in $(OUT)/pack; `make unpack` there.
-pack:
-	rm -rf $(OUT)/pack && mkdir -p $(OUT)/pack
-	tar -czf - $(OUT)/teacher $(OUT)/pairs -C $(DATA) photos | split -b 55M - $(OUT)/pack/part.
-
-unpack:
-	mkdir -p data && cat $(OUT)/pack/part.* | tar -xzf - && mv photos data/

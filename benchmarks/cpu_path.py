@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from samfeat_core.classic import Extractor
 
 ROOT = Path(__file__).resolve().parents[1]
-KITCHEN = ROOT.parent / "shared" / "data" / "eval" / "sequences" / "kitchen" / "image"
+KITCHEN = "eval/sequences/kitchen/image"  # below the data's folder
 BLOCK = 20
 STAGES = ("extract_ms", "track_ms", "total_ms")
 
@@ -204,12 +204,14 @@ def main(
     from samfeat_core.errors import SamfeatError
     from samfeat_core.files import write_json
     from samfeat_core.measure import machine
+    from training.environment import data_folder
     from training.evaluation.extractors import resolve
 
     load = os.getloadavg()[0]
     ours = itertools.product(extractor or ["samfeat-nano"], engine or ["auto"])
     others = ((name, "auto") for name in ("orb", "sift", *(peer or [])))
-    folder = images or (KITCHEN if KITCHEN.is_dir() else None)
+    kitchen = data_folder() / KITCHEN
+    folder = images or (kitchen if kitchen.is_dir() else None)
     try:
         pictures = load_frames(folder, (width, height), frames)
         paths = [

@@ -91,7 +91,7 @@ def main(
     fast_s, vectorised = min((timed(fast) for _ in range(repeat)), key=lambda pair: pair[0])
     typer.echo(f"{batch} pairs x {samples} samples, {points} matches, {torch.get_num_threads()} threads, {device}")
     typer.echo(f"plain loop  {loop_s * 1e3:9.1f} ms  mean error {np.mean(plain):.4f}")
-    typer.echo(f"vectorised  {fast_s * 1e3:9.1f} ms  mean error {vectorised.mean():.4f}")
+    typer.echo(f"vectorised  {fast_s * 1e3:9.1f} ms  mean error {np.mean(vectorised):.4f}")
     typer.echo(f"ratio       {loop_s / fast_s:9.1f}")
 
 

@@ -1,6 +1,6 @@
 """How much of a posed sequence's pose error is the sequence's own: its ground truth and its calibration.
 
-    python benchmarks/pose_limit.py ../shared/data/eval/sequences/kitti_drive --gap 1 --gap 3 --every 6
+    python benchmarks/pose_limit.py $SAMFEAT_DATA/eval/sequences/kitti_drive --gap 1 --gap 3 --every 6
 
 Beside the features stand thousands of Lucas-Kanade tracks, checked forward and back, which small motions leave far more
 exact than any matched keypoint. Where the pairs' errors agree from row to row, they are not the features'. The last

@@ -4,6 +4,8 @@ This package knows neither ROS nor training. Importing it imports numpy only: to
 inference runtimes are loaded by the modules that build or run a network, when they do.
 """
 
+from typing import TYPE_CHECKING
+
 from samfeat_core.errors import EngineError, SamfeatError, WeightsError
 from samfeat_core.features import Features, Matches
 
@@ -19,6 +21,11 @@ __all__ = [
     "make_tracker",
     "match_mutual",
 ]
+
+if TYPE_CHECKING:  # for type checkers, what `__getattr__` finds
+    from samfeat_core.extractor import FeatureExtractor
+    from samfeat_core.matching import match_mutual
+    from samfeat_core.tracking import HybridTracker, MatchTracker, make_tracker
 
 _LAZY = {
     "FeatureExtractor": "samfeat_core.extractor",

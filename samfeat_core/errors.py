@@ -28,6 +28,10 @@ class EngineError(SamfeatError):
     """An inference engine cannot be built or run here."""
 
 
+class UsageError(SamfeatError, ValueError):
+    """An option or a key of a configuration has a value that is not possible. Names it, and what was expected."""
+
+
 class NoEngineError(EngineError):
     """The engine for an image size has not been built, and shall not be built meanwhile."""
 

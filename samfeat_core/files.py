@@ -78,13 +78,17 @@ def read_numbers(path: Path, count: int) -> np.ndarray:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, shared: bool = True) -> Iterator[Path]:
     """Yields a path beside `path` to write to; at the end that file, on the disk, takes the place of `path`.
 
-    After an exception `path` is as it was and nothing is left beside it. Processes may write the same path at the same
-    time: each has a file of its own, and the last one stays.
+    After an exception `path` is as it was and nothing is left beside it.
+
+    Args:
+        shared: processes may write the same path at the same time: each has a file of its own, and the last one stays.
+            False: one process alone writes it. What a killed process left beside it is overwritten by the next one.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    own = f".{os.getpid()}" if shared else ""
+    partial = path.with_name(f".{path.stem}{own}.partial{path.suffix}")
     try:
         yield partial
         with partial.open("rb") as file:
@@ -95,9 +99,9 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all. Raises OSError."""
-    with replacing(path) as partial:
+def write_bytes(path: Path, data: bytes, shared: bool = True) -> None:
+    """Write a file that is there whole or not at all (`replacing`). Raises OSError."""
+    with replacing(path, shared) as partial:
         partial.write_bytes(data)
 
 

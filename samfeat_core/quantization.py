@@ -28,7 +28,7 @@ FORMAT = "samfeat activation ranges"
 VERSION = 1
 STEPS = 255  # between the ends of a range
 WEIGHT_STEPS = 127  # either way from 0
-TINY = 1e-8  # least range: a channel without weights has none of its own
+TINY = 1e-8  # avoids division by zero for channels whose weights are all zero
 
 Ranges = Mapping[str, tuple[float, float]]
 

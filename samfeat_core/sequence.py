@@ -112,19 +112,23 @@ class ImageSequence:
         Raises:
             FileError: the sequence has no depth, or the file is no such image.
         """
-        if self.depths is None or self.depth_matrix is None:
-            raise FileError(f"{self.folder}: the sequence has no depth/ folder")
-        path = self.depths[index]
-        raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
-            raise FileError(f"{path}: expected a 16-bit single-channel depth image")
-        metres = np.where(raw == NO_DEPTH, 0, raw).astype(np.float32) / 1000
+        metres = self.raw_depth(index)
+        assert self.depth_matrix is not None  # as there is depth
         if np.array_equal(self.depth_matrix, self.matrix):
             return metres
         # nearest, never interpolated: a mean of foreground and background lies on neither
         colour_to_depth = self.depth_matrix @ np.linalg.inv(self.matrix)
         flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
         return cv2.warpPerspective(metres, colour_to_depth, self.image_size, flags=flags)
+
+    def raw_depth(self, index: int) -> np.ndarray:
+        """(H, W) float32 metres at the pixels of the depth camera, 0 = none. Raises FileError as `depth` does."""
+        if self.depths is None:
+            raise FileError(f"{self.folder}: the sequence has no depth/ folder")
+        raw = read_image(self.depths[index], cv2.IMREAD_UNCHANGED)
+        if raw.dtype != np.uint16 or raw.ndim != 2:
+            raise FileError(f"{self.depths[index]}: expected a 16-bit single-channel depth image")
+        return np.where(raw == NO_DEPTH, 0, raw).astype(np.float32) / 1000
 
 
 def read_poses(path: str | Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,14 @@ FORBIDDEN = {
     "samfeat_ros/replay/bags/**/*.py": {"samfeat_ros.node", "samfeat_ros.odometry", "rclpy"},
     "launch/*.py": {"samfeat_ros.node", "samfeat_ros.odometry", "samfeat_ros.replay", "rclpy"},
     "training/**/*.py": {"samfeat_ros", "rclpy"},
+    # the loop is the lowest, then the data, then what is trained; commands on top
+    "training/loop/*.py": {"training.data", "training.samfeat", "training.scfeat", "training.evaluation"},
+    "training/data/*.py": {"training.samfeat", "training.scfeat", "training.evaluation"},
+    "training/samfeat/**/*.py": {"training.scfeat", "training.evaluation"},
+    "training/scfeat/*.py": {"training.samfeat", "training.evaluation"},
+    "training/evaluation/*.py": {"training.loop", "training.samfeat", "training.scfeat"},
 }
+TRAINING_COMMANDS = {path.stem for path in (ROOT / "training").glob("*.py") if "__main__" in path.read_text()}
 
 
 def with_parents(name: str) -> set[str]:
@@ -46,6 +54,21 @@ def test_imports_follow_the_layers(files):
     assert paths
     wrong = {str(path.relative_to(ROOT)): found for path in paths if (found := imported(path) & FORBIDDEN[files])}
     assert not wrong
+
+
+def test_nothing_of_training_imports_a_command():
+    """What two commands need lies in `training.cli` or below."""
+    assert {"train", "teach", "label", "pairs", "evaluate"} <= TRAINING_COMMANDS
+    commands = {f"training.{name}" for name in TRAINING_COMMANDS}
+    paths = sorted((ROOT / "training").rglob("*.py"))
+    wrong = {str(path.relative_to(ROOT)): found for path in paths if (found := imported(path) & commands)}
+    assert not wrong
+
+
+def test_the_loop_names_nothing_that_is_trained():
+    for path in (ROOT / "training" / "loop").glob("*.py"):
+        words = set(re.findall(r"\w+", path.read_text().lower()))
+        assert not words & {"samfeat", "samfeattask", "scfeat", "shapes", "teacher", "photos"}, path
 
 
 def loaded_by(module: str, *, ros: bool = False) -> set[str]:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import typer
 
-from samfeat_core.errors import SamfeatError
-from training.data.photo_store import StoreError
+from samfeat_core.errors import UsageError
+from samfeat_core.files import write_json
+from training.cli import DEVICE, SET, application, one_line_errors, pick_device
 from training.loop.config import load_config
-from training.loop.trainer import own_rank, start_distributed
+from training.loop.trainer import CURVE, own_rank, start_distributed
+from training.samfeat.data import prepare
 from training.samfeat.task import LossWeights
-from training.train import check_losses, prepare, train
+from training.samfeat.train import SamfeatConfig, train
 
 TEACHER = ("dis", "wsc", "edge")
 VARIANTS = {
@@ -26,11 +28,11 @@ VARIANTS = {
     "+edge": {"dis": 0.0, "wsc": 0.0},
     "all": {},
     "-repeat": {"repeat": 0.0, **dict.fromkeys(TEACHER, 0.0)},
-    "-matchable": {"matchable": 0.0, **dict.fromkeys(TEACHER, 0.0)},
+    "-matchability": {"matchability": 0.0, **dict.fromkeys(TEACHER, 0.0)},
     "-reproject": {"reproject": 0.0, **dict.fromkeys(TEACHER, 0.0)},
 }
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = application()
 
 
 def losses_of(variant: str, weights: LossWeights) -> LossWeights:
@@ -41,7 +43,7 @@ def losses_of(variant: str, weights: LossWeights) -> LossWeights:
 
 def best_scores(output: Path) -> dict[str, float]:
     """The validation of a finished run with the highest score."""
-    lines = (output / "validation.jsonl").read_text().splitlines()
+    lines = (output / CURVE).read_text().splitlines()
     return max((json.loads(line) for line in lines), key=lambda scores: scores["score"])
 
 
@@ -51,32 +53,29 @@ def main(
     output: Path = typer.Option(..., help="folder for the runs and ablation.json; finished variants are not repeated"),
     variants: str = typer.Option("baseline,+dis,+wsc,+edge,all", help=f"comma-separated, of {', '.join(VARIANTS)}"),
     steps: int = typer.Option(3000, help="steps of each run"),
-    device: str = typer.Option("auto", help="auto, cuda or cpu"),
-    set_: list[str] = typer.Option([], "--set", help="override of a key, as data.batch=16"),
+    device: str = DEVICE,
+    set_: list[str] = SET,
 ) -> None:
     """Train every variant briefly and print what it reached."""
-    names = variants.split(",")
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise typer.BadParameter(f"variant {unknown[0]!r}: expected some of {', '.join(VARIANTS)}")
-    table = {}
-    try:
-        base = load_config(config, [*set_, f"steps={steps}"])
-        place = start_distributed(device)
+    with one_line_errors("ablate"):
+        names = variants.split(",")
+        unknown = [name for name in names if name not in VARIANTS]
+        if unknown:
+            raise UsageError(f"--variants {unknown[0]}: expected some of {', '.join(VARIANTS)}")
+        base = load_config(config, [*set_, f"steps={steps}"], {"samfeat": SamfeatConfig})
         runs = {name: dataclasses.replace(base, losses=losses_of(name, base.losses)) for name in names}
         for run in runs.values():
-            check_losses(run)
-        prepared = prepare(base, place)
+            run.check_losses()
+        place = start_distributed(pick_device(device))
+        prepared = prepare(base.data, base.model, place)
+        table = {}
         for name, run in runs.items():
             train(run, output / name, place, prepared)
             if own_rank() != 0:
                 continue  # the first process speaks for all
             table[name] = best_scores(output / name)
             typer.echo(f"{name:12} " + "  ".join(f"{key} {value:.4f}" for key, value in table[name].items()))
-            (output / "ablation.json").write_text(json.dumps(table, indent=1))
-    except (ValueError, OSError, SamfeatError, StoreError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+            write_json(output / "ablation.json", table)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from samfeat_core.engines.openvino_int8 import ranges_file
-from samfeat_core.errors import SamfeatError
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.quantization import convolutions, fold_batch_norms, write_ranges
 from samfeat_core.weights import load_network
-from training.data.photo_store import Photo, SkipPhoto, StoreError, find_photos, read_photo
-from training.teach import one_line_errors
+from training.cli import application, one_line_errors
+from training.data.photo_store import PhotoFile, SkipPhoto, StoreError, find_photos, read_photo
+from training.progress import progress
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = application()
 
 
 @app.command(help=__doc__)
@@ -40,28 +40,22 @@ def main(
     long_side: int = typer.Option(640, min=32, help="Long side in pixels that the network sees."),
 ) -> None:
     """Writes NAME.int8.json beside a weights file, for the engine openvino_int8."""
-    with one_line_errors():
-        try:
-            extractor = FeatureExtractor.from_pretrained(model, "cpu", "eager", weights=weights, resize=long_side)
-            network = load_network(model, extractor.weights).eval().requires_grad_(False)
-        except (ValueError, SamfeatError) as error:
-            raise StoreError(str(error)) from None
+    with one_line_errors("calibrate"):
+        extractor = FeatureExtractor.from_pretrained(model, "cpu", "eager", weights=weights, resize=long_side)
+        network = load_network(model, extractor.weights).eval().requires_grad_(False)
         found = find_photos(photos)
         chosen = [found[i] for i in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]
         ranges = measure(network, images(chosen, extractor))
         if not ranges:
             raise StoreError(f"{photos}: none of {len(chosen)} photographs can be read")
         path = ranges_file(extractor.weights)
-        try:
-            write_ranges(path, extractor.weights, ranges)
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+        write_ranges(path, extractor.weights, ranges)
         typer.echo(f"{path}: {len(ranges)} of {len(convolutions(network))} convolutions in eight bits")
 
 
-def images(photos: Iterable[Photo], extractor: FeatureExtractor) -> Iterator[Tensor]:
+def images(photos: Iterable[PhotoFile], extractor: FeatureExtractor) -> Iterator[Tensor]:
     """What the network sees of each photograph, (1, C, H, W) in [0, 1]; what cannot be read is said and skipped."""
-    for photo in tqdm(photos, "photographs", unit="photo", disable=None):
+    for photo in progress(photos, "photographs", "photo"):
         try:
             image = read_photo(photo.path)
         except SkipPhoto as error:

@@ -1,10 +1,10 @@
 """``python -m training.evaluate``: how good are keypoints and descriptors, ours and the peers', in one run.
 
-    python -m training.evaluate --extractor samfeat-nano      # on ../shared/data/eval, beside ORB, SIFT and AKAZE
+    python -m training.evaluate --extractor samfeat-nano      # on $SAMFEAT_DATA/eval, beside ORB, SIFT and AKAZE
     python -m training.evaluate --extractor samfeat-nano=out/train/best.safetensors --reuse out/eval/report.json
     python -m training.evaluate --suite hpatches --data /data --extractor mymodule:make_extractor
 
-Writes the table to the terminal, and report.json and mma_*.png to --output. Exit code 1 with one line on bad input.
+Writes the table to the terminal, and report.json and mma_*.png to --output.
 """
 
 from __future__ import annotations
@@ -15,29 +15,36 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from samfeat_core.classic import CLASSIC, Extractor
-from samfeat_core.engines import ENGINES
-from samfeat_core.errors import SamfeatError
+from samfeat_core.command import DEVICE_HELP, ENGINE_HELP
+from samfeat_core.errors import UsageError
+from training.cli import application, one_line_errors
+from training.environment import data_folder
 from training.evaluation import report
 from training.evaluation.extractors import resolve
 from training.evaluation.suites import FOLDERS, SUITES, Options, Task, find_folder
 from training.evaluation.tracks.suite import TrackTask
+from training.progress import progress
 
 WEIGHTS = Path(__file__).parents[1] / "samfeat_core" / "weights"
 
 
 def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[Task | TrackTask]:
-    """The data sets of the suites; of ``all``, those under ``data``. Raises ValueError naming what is missing."""
+    """The data sets of the suites; of ``all``, those under ``data``.
+
+    Raises:
+        UsageError: no such suite. ValueError: naming what is missing.
+    """
     if not data.is_dir():
         raise ValueError(f"{data}: no such folder (--data)")
     unknown = [suite for suite in suites if suite not in (*SUITES, "all")]
     if unknown:
-        raise ValueError(f"--suite {unknown[0]}: unknown; expected one of {', '.join([*SUITES, 'all'])}")
-    found = [suite for suite in SUITES if find_folder(data, suite).is_dir()]
+        raise UsageError(f"--suite {unknown[0]}: unknown; expected one of {', '.join([*SUITES, 'all'])}")
+    found = [suite for suite in SUITES if suite != "tracks" and find_folder(data, suite).is_dir()]
     if "all" in suites and not found:
-        raise ValueError(f"{data}: none of the folders {', '.join(names[0] for names in FOLDERS.values())}")
+        folders = dict.fromkeys(names[0] for names in FOLDERS.values())
+        raise ValueError(f"{data}: none of the folders {', '.join(folders)}")
     chosen = [name for suite in suites for name in (found if suite == "all" else [suite])]
     return [task for name in dict.fromkeys(chosen) for task in SUITES[name](data, options)]
 
@@ -50,41 +57,34 @@ def run_tasks(
     Foreign extractors (OpenCV's, ``module:function``) are taken from ``earlier`` results of the same protocol and
     number of pairs. Our own models are always measured: their weights change under the same name.
     """
-    known = {_identity(result): result for result in earlier if _is_foreign(result["extractor"])}
+    known = {_key(result): result for result in earlier if _is_foreign(result["extractor"])}
     for task in tasks:
         for label, entrant in task.entrants(extractors).items():
             head = {"extractor": label, "suite": task.suite, "dataset": task.dataset, "protocol": task.protocol}
-            found = known.get(_identity({**head, "pairs": len(task.pairs)}))
-            yield {**found, "reused": True} if found else task.run(label, entrant, _bar(label, task))
+            found = known.get(_key({**head, "pairs": len(task.pairs)}))
+            # each task runs the kind of entrant that it has named itself
+            yield {**found, "reused": True} if found else task.run(label, entrant, _bar(label, task))  # type: ignore[arg-type]
 
 
 def _bar(label: str, task: Task | TrackTask):
-    def progress(pairs: Sequence) -> Iterable:
-        return tqdm(pairs, desc=f"{task.dataset}: {label}", unit="pair", leave=False, mininterval=0.5, disable=None)
+    def bar(pairs: Sequence) -> Iterable:
+        return progress(pairs, f"{task.dataset}: {label}", "pair", leave=False, mininterval=0.5)
 
-    return progress
+    return bar
 
 
 def _is_foreign(label: str) -> bool:
     return label in CLASSIC or (":" in label and "=" not in label)
 
 
-def _identity(result: dict) -> str:
+def _key(result: dict) -> str:
+    """What two results must have in common for one to stand for the other."""
     return json.dumps([result[key] for key in ("extractor", "suite", "dataset", "protocol", "pairs")], sort_keys=True)
 
 
 def shipped_models() -> list[str]:
     """Names of the models whose weights are in the package."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
-
-
-def parse_weights(entries: Sequence[str]) -> dict[str, str]:
-    """``NAME=FILE`` entries. Raises ValueError for anything else."""
-    pairs = [entry.partition("=") for entry in entries]
-    for name, _, file in pairs:
-        if not name or not file:
-            raise ValueError(f"--weights {name}: expected NAME=FILE, such as samfeat-nano=best.safetensors")
-    return {name: file for name, _, file in pairs}
 
 
 def write_curves(output: Path, results: Sequence[dict]) -> list[Path]:
@@ -98,20 +98,25 @@ def write_curves(output: Path, results: Sequence[dict]) -> list[Path]:
     return written
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = application()
 
 
 @app.command()
 def main(
     suite: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose.")
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose. "
+            "all does not include tracks, which renders for minutes."
+        ),
     ] = None,
-    data: Annotated[Path, typer.Option(help="Folder with the evaluation sets.")] = Path("../shared/data/eval"),
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the evaluation sets.", show_default="$SAMFEAT_DATA/eval")
+    ] = None,
     extractor: Annotated[
         list[str] | None,
         typer.Option(help="MODEL, MODEL=FILE, orb, sift, akaze, module:function; repeatable. Default: shipped models."),
     ] = None,
-    weights: Annotated[list[str] | None, typer.Option(help="MODEL=FILE: weights for that model; repeatable.")] = None,
     peers: Annotated[bool, typer.Option(help="Run OpenCV's ORB, SIFT and AKAZE too.")] = True,
     max_keypoints: Annotated[int, typer.Option(min=1, help="Budget of every extractor, per image.")] = 1024,
     threshold: Annotated[float, typer.Option(min=0.01, help="poselib's epipolar threshold, pixels.")] = 1.0,
@@ -124,20 +129,17 @@ def main(
     reuse: Annotated[
         Path | None, typer.Option(help="An earlier report.json whose results of foreign extractors are taken over.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Device of our models: auto, cpu, cuda, cuda:1 ...")] = "auto",
-    engine: Annotated[str, typer.Option(help=", ".join(ENGINES))] = "auto",
+    device: Annotated[str, typer.Option(help=f"Of our models: {DEVICE_HELP}")] = "auto",
+    engine: Annotated[str, typer.Option(help=f"Of our models: {ENGINE_HELP}")] = "auto",
 ) -> None:
     """Evaluate feature extractors: matching accuracy under homographies, relative pose, repeatability, localisation."""
-    try:
+    with one_line_errors("evaluate"):
         options = Options(max_keypoints, threshold, long_side, tuple(gap) if gap else None, every)
         earlier = report.read_json(reuse)["results"] if reuse else []
-        tasks = collect_tasks(suite or ["homography", "pose"], data, options)
-        overrides = parse_weights(weights or [])
+        tasks = collect_tasks(suite or ["homography", "pose"], data or data_folder() / "eval", options)
         names = extractor or shipped_models()
         names = list(dict.fromkeys([*names, *(CLASSIC if peers else ())]))
-        if not names:
-            raise ValueError("nothing to evaluate: no weights are shipped and no --extractor is given")
-        extractors = {name: resolve(name, max_keypoints, device, engine, overrides.get(name)) for name in names}
+        extractors = {name: resolve(name, max_keypoints, device, engine) for name in names}
         settings = {"max_keypoints": max_keypoints, "device": device, "engine": engine}
         output.mkdir(parents=True, exist_ok=True)
         results: list[dict] = []
@@ -147,9 +149,6 @@ def main(
         typer.echo(report.table(results))
         for path in [output / "report.json", *write_curves(output, results)]:
             typer.echo(f"wrote {path}")
-    except (ValueError, OSError, SamfeatError) as error:
-        typer.echo(f"evaluate: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Labels photographs: keypoints by SuperPoint's paradigm for the detection loss, or features to imitate.
 
 \b
-    python -m training.label bootstrap base.safetensors                       # a detector, from synthetic shapes
-    python -m training.label photos PHOTOS STORE --base base.safetensors      # homographic adaptation of it
-    python -m training.label photos PHOTOS STORE --base shi-tomasi            # ... or of OpenCV's: needs no training
+    python -m training.label photos PHOTOS STORE --base shi-tomasi          # homographic adaptation of OpenCV's corners
+    python -m training.label photos PHOTOS STORE --base best.safetensors    # ... or of a network's detector
     python -m training.label features PHOTOS STORE --extractor samfeat=best.safetensors      # what a network finds
 
+`python -m training.train --config config/train/shapes.yaml` trains a detector to begin with, on synthetic shapes.
 Killed or interrupted, the same command continues. Under torchrun every rank labels its share.
 `training.data.label_store` and `training.data.feature_store` document the formats.
 """
@@ -19,19 +19,17 @@ import cv2
 import numpy as np
 import typer
 
-from samfeat_core.classic import Extractor
 from samfeat_core.engines import fingerprint
-from samfeat_core.errors import SamfeatError
 from samfeat_core.extractor import FeatureExtractor
+from training.cli import DEVICE, PHOTOS, STORE, application, finish, one_line_errors, pick_device
 from training.data import feature_store as features
 from training.data.label_store import KeypointLabels, LabelStore, pack
-from training.data.photo_store import Note, Photo, SkipPhoto, StoreError, fill, find_photos, read_photo
+from training.data.photo_store import Note, PhotoFile, SkipPhoto, fill, find_photos, read_photo
 from training.evaluation.extractors import resolve
 from training.samfeat.labels.detectors import OPENCV, Detector, load_detector
 from training.samfeat.labels.homographic_adaptation import peaks, repeatability_map
-from training.teach import PHOTOS, STORE, finish, one_line_errors, pick_device
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = application(__doc__)
 
 SMALLEST = 32  # pixels
 
@@ -49,10 +47,10 @@ def label_photos(
     per_view: int = typer.Option(800, min=1, help="At most this many detections per view."),
     long_side: int = typer.Option(640, min=SMALLEST, help="Larger photographs are labelled at this long side."),
     seed: int = typer.Option(0, help="Of the random homographies."),
-    device: str = typer.Option("auto", help="For networks: cpu, cuda, cuda:1, ..; auto: this rank's GPU if any."),
+    device: str = DEVICE,
 ) -> None:
     """Homographic adaptation of a base detector on every photograph."""
-    with one_line_errors():
+    with one_line_errors("label"):
         found = find_photos(photos)
         detect = load_detector(base, per_view, model, "cpu" if base in OPENCV else pick_device(device))
         labels = LabelStore(store)
@@ -69,7 +67,7 @@ def label_photos(
             }
         )
 
-        def work(photo: Photo, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        def work(photo: PhotoFile, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:
             random = np.random.default_rng((seed, zlib.crc32(photo.name.encode())))
             grey = read_photo(photo.path, grey=True)
             keypoints, scores = label(grey, detect, views, random, threshold, radius, count, long_side)
@@ -86,55 +84,22 @@ def label_features(
     count: int = typer.Option(1024, min=1, help="At most this many features per octave."),
     octaves: int = typer.Option(2, min=1, max=4, help="Look at the photograph, its half, ..."),
     long_side: int = typer.Option(640, min=SMALLEST, help="Larger photographs are looked at with this long side."),
-    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, ..; auto: this rank's GPU if any."),
+    device: str = DEVICE,
 ) -> None:
     """Keypoints and descriptors of an extractor on every photograph, for a network to imitate."""
-    with one_line_errors():
+    with one_line_errors("label"):
         found = find_photos(photos)
-        example = find_extractor(extractor, count, pick_device(device))
+        reference = resolve(extractor, count, pick_device(device), engine="eager")  # photographs come in many sizes
         kept = features.FeatureStore(store)
         settings: dict[str, object] = {"count": count, "octaves": octaves, "long_side": long_side}
-        if isinstance(example, FeatureExtractor):  # another training's weights may have come under the same name
-            settings["weights"] = fingerprint(example.weights)
+        if isinstance(reference, FeatureExtractor):  # another training's weights may have come under the same name
+            settings["weights"] = fingerprint(reference.weights)
         kept.create({"extractor": extractor, **settings})
 
-        def work(photo: Photo, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-            return features.pack(features.look(read_photo(photo.path), example, octaves, long_side), extractor)
+        def work(photo: PhotoFile, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+            return features.pack(features.look(read_photo(photo.path), reference, octaves, long_side), extractor)
 
         finish(kept, fill(kept, found, work, "features"))
-
-
-@app.command("bootstrap")
-def bootstrap_detector(
-    output: Path = typer.Argument(..., help="Weights file to write (.safetensors)."),
-    model: str = typer.Option("samfeat-nano", help="The network whose detector is trained."),
-    steps: int = typer.Option(20000, min=1),
-    batch: int = typer.Option(32, min=1, help="Images per step."),
-    seed: int = typer.Option(0),
-    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, ..; auto: the GPU if there is one."),
-    workers: int = typer.Option(2, min=0, help="Processes that render."),
-) -> None:
-    """Trains a network's detector on synthetic shapes; prints its precision and recall on fresh ones."""
-    with one_line_errors():
-        from training.samfeat.labels.network import NetworkDetector, bootstrap, score_on_shapes
-
-        device = pick_device(device)
-        bootstrap(output, model, steps, batch, seed=seed, device=device, workers=workers)
-        precision, recall = score_on_shapes(NetworkDetector.load(output, 100, model, device))
-        typer.echo(f"{output}: on fresh shapes, within 2 pixels: precision {precision:.3f}, recall {recall:.3f}")
-
-
-def find_extractor(name: str, count: int, device: str) -> Extractor:
-    """The extractor of an option. StoreError: there is none of that name, or its weights cannot be loaded."""
-    kind, _, index = device.partition(":")
-    if index:
-        import torch
-
-        torch.cuda.set_device(int(index))  # engines run on the current GPU
-    try:
-        return resolve(name, count, kind, engine="eager")  # photographs come in many sizes: nothing to compile for
-    except (ValueError, SamfeatError) as error:
-        raise StoreError(str(error)) from None
 
 
 def label(

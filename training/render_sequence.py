@@ -12,21 +12,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 import typer
-from tqdm import tqdm
 
-from training.data.scenes import SCENES, View, fly_through, load_textures, pinhole
+from samfeat_core.errors import UsageError
+from samfeat_core.files import write_json
+from samfeat_core.sequence import NO_DEPTH
+from training.cli import application, one_line_errors
+from training.data.scenes import SCENES, RenderedFrame, fly_through, load_textures, pinhole
+from training.progress import progress
 
 SPEEDS = {"room": 0.5, "planes": 0.6, "street": 6.0}  # metres per second
-NO_DEPTH = 65535
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = application()
 
 
-def write_frame(folder: Path, index: int, view: View, quality: int = 92) -> None:
-    """Write one view as `image/%06d.jpg` and `depth/%06d.png`; depth beyond 65.5 m becomes "none"."""
-    millimetres = np.rint(view.depth * 1000.0)
-    millimetres[(view.depth <= 0) | (millimetres >= NO_DEPTH)] = NO_DEPTH
-    written = cv2.imwrite(str(folder / "image" / f"{index:06d}.jpg"), view.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+def write_frame(folder: Path, index: int, frame: RenderedFrame, quality: int = 92) -> None:
+    """Write a frame as `image/%06d.jpg` and `depth/%06d.png`; depth beyond 65.5 m becomes "none"."""
+    millimetres = np.rint(frame.depth * 1000.0)
+    millimetres[(frame.depth <= 0) | (millimetres >= NO_DEPTH)] = NO_DEPTH
+    written = cv2.imwrite(str(folder / "image" / f"{index:06d}.jpg"), frame.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     written &= cv2.imwrite(str(folder / "depth" / f"{index:06d}.png"), millimetres.astype(np.uint16))
     if not written:
         raise OSError(f"{folder}: frame {index} could not be written (disk full?)")
@@ -51,33 +54,30 @@ def render_sequence(
     seed: int = typer.Option(0, help="Same seed, same pictures."),
 ) -> None:
     """Render a camera flight through a scene whose surfaces are photographs."""
-    if scene not in SCENES:
-        raise typer.BadParameter(f"--scene {scene}: expected one of {', '.join(SCENES)}")
     settings = dict(frames=frames, width=width, height=height, textures=textures, scene=scene, rate=rate, speed=speed,
                     field_of_view=field_of_view, seed=seed)  # fmt: skip
-    done = output / "rendered.json"  # written last: a rendering that was cut off is done again
-    if done.is_file() and json.loads(done.read_text()) == settings:
-        typer.echo(f"{output}: already rendered")
-        return
-    try:
+    with one_line_errors("render_sequence"):
+        if scene not in SCENES:
+            raise UsageError(f"--scene {scene}: expected one of {', '.join(SCENES)}")
+        done = output / "rendered.json"  # written last: a rendering that was cut off is done again
+        if done.is_file() and json.loads(done.read_text()) == settings:
+            typer.echo(f"{output}: already rendered")
+            return
         rng = np.random.default_rng(seed)
         world = SCENES[scene](rng, load_textures(textures))
         poses = fly_through(world, rng, frames, rate, speed or SPEEDS[scene])
-    except ValueError as error:
-        typer.echo(f"render_sequence: {error}", err=True)
-        raise typer.Exit(1) from error
-    done.unlink(missing_ok=True)
-    for name in ("image", "depth"):
-        (output / name).mkdir(parents=True, exist_ok=True)
-        for old in (output / name).iterdir():
-            old.unlink()
-    matrix = pinhole((width, height), field_of_view)
-    for index, pose in enumerate(tqdm(poses, desc=f"rendering {scene}", unit="frame")):
-        write_frame(output, index, world.render(matrix, (width, height), pose))
-    write_numbers(output / "calib.txt", np.hstack([matrix, np.zeros((3, 1))]).reshape(1, 12), "P0: ")
-    write_numbers(output / "poses.txt", np.stack([pose[:3].ravel() for pose in poses]))
-    write_numbers(output / "times.txt", (np.arange(frames) / rate)[:, None])
-    done.write_text(json.dumps(settings))
+        done.unlink(missing_ok=True)
+        for name in ("image", "depth"):
+            (output / name).mkdir(parents=True, exist_ok=True)
+            for old in (output / name).iterdir():
+                old.unlink()
+        matrix = pinhole((width, height), field_of_view)
+        for index, pose in enumerate(progress(poses, f"rendering {scene}", "frame")):
+            write_frame(output, index, world.render(matrix, (width, height), pose))
+        write_numbers(output / "calib.txt", np.hstack([matrix, np.zeros((3, 1))]).reshape(1, 12), "P0: ")
+        write_numbers(output / "poses.txt", np.stack([pose[:3].ravel() for pose in poses]))
+        write_numbers(output / "times.txt", (np.arange(frames) / rate)[:, None])
+        write_json(done, settings)
 
 
 if __name__ == "__main__":

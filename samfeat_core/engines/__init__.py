@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from samfeat_core.errors import EngineError, one_line
+from samfeat_core.errors import EngineError, UsageError, one_line
 from samfeat_core.models import ModelSpec
 
 RawFeatures = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -107,7 +107,7 @@ def cuda_devices() -> int:
 
 
 def check_choice(device: str, engine: str) -> None:
-    """ValueError unless the names exist and the engine runs on that device.
+    """UsageError, a ValueError, unless the names exist and the engine runs on that device.
 
     Args:
         device: auto, cpu, cuda, or one GPU of several: cuda:0, cuda:1, ...
@@ -115,11 +115,11 @@ def check_choice(device: str, engine: str) -> None:
     """
     kind, _, index = device.partition(":")
     if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())) or device.endswith(":"):
-        raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}, cuda:N")
+        raise UsageError(f"device is {device!r}, expected one of {', '.join(DEVICES)}, cuda:N")
     if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+        raise UsageError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     if kind != "auto" and engine != "auto" and engine not in BY_DEVICE[kind]:
-        raise ValueError(f"engine {engine} does not run on {kind}, expected one of auto, {', '.join(BY_DEVICE[kind])}")
+        raise UsageError(f"engine {engine} does not run on {kind}, expected one of auto, {', '.join(BY_DEVICE[kind])}")
 
 
 def choose_device(device: str, engine: str = "auto") -> tuple[str, str]:

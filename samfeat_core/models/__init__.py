@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from samfeat_core.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -136,9 +138,9 @@ MODELS = {
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The spec of a model by name; ValueError lists the names there are."""
+    """The spec of a model by name; UsageError, a ValueError, lists the names there are."""
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: expected one of {model_names()}")
+        raise UsageError(f"unknown model {name!r}: expected one of {model_names()}")
     return MODELS[name]
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 WINDOW = (21, 21)
-LEVELS = 2  # pyramid levels above the image itself
+LEVELS = 1  # pyramid levels above the image itself: the start is predicted
 # Reference patches polish what the flow finds, so it may stop early.
 STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 8, 0.1)
 LARGEST_GAIN = 1.1  # brightness may change by this much before flow is helped

@@ -37,8 +37,10 @@ CONFIRM_PX = 1.0  # a keypoint this near to a followed point is the same point
 POLISH_PX = 1.0  # a patch may move a point this far from where flow left it
 RETURN_PX = 1.0  # flow back to the last frame must end this near
 LEAST_CORRELATION = 0.5  # with the reference patch, of a point that was found
+REPAIR_CORRELATION = 0.5  # of a keypoint that takes the place of a point that flow has lost
 RENEW_CORRELATION = 0.8  # below it a confirmed point gets a new reference: its view has changed
 KEYFRAME_BACK, KEYFRAME_EVERY = 8, 4  # how far back, and how often, tracks are checked over several frames
+RECALL_EVERY = 2  # frames: how often lost tracks are looked for, in frames without that check
 KEYFRAME_PX = 1.5  # times the inlier threshold, there
 
 
@@ -106,7 +108,7 @@ class HybridTracker(Tracker):
         self,
         max_points: int = 1024,
         repair: bool = True,
-        memory: int = 10,
+        memory: int = 20,
         spacing: float = 3.0,
         grid: int = 0,
         **bounds: float | bool | None,
@@ -142,7 +144,8 @@ class HybridTracker(Tracker):
 
         found = self._follow(tracks, frame, self._predict(tracks, features, camera))
         if self.repair:
-            self._confirm(found, tracks, features)
+            self._confirm(found, features)
+            self._repair(found, tracks, features, frame)
         found.alive &= allowed(found.points, mask, size)
         candidates = np.flatnonzero(found.alive)[: self.max_points]
         inlier = self._verified(tracks.points[candidates], found.points[candidates], camera)
@@ -184,7 +187,7 @@ class HybridTracker(Tracker):
         """
         good = np.ones(len(ids), bool)
         keyframe = self._history.get(self._number - KEYFRAME_BACK)
-        if not self.verify or keyframe is None or self._number % KEYFRAME_EVERY:
+        if not self.verify or keyframe is None or self._number % KEYFRAME_EVERY != 1:
             return good
         _, here, there = np.intersect1d(ids, keyframe[0], assume_unique=True, return_indices=True)
         good[here] = epipolar_inliers(keyframe[1][there], points[here], camera, KEYFRAME_PX * self.threshold_px)
@@ -233,10 +236,14 @@ class HybridTracker(Tracker):
             tracks.slots[rows] = self._patches.allocate(len(rows))
             self._patches.anchor(image.values, tracks.points[rows], tracks.slots[rows])
 
-    def _confirm(self, found: _Found, tracks: TrackTable, features: Features) -> None:
-        """Keypoints confirm the points beside them, and take the place of points that flow has lost."""
+    @staticmethod
+    def _confirm(found: _Found, features: Features) -> None:
+        """Keypoints confirm the points beside them."""
         rows = np.flatnonzero(found.alive)
         found.keypoint[rows] = nearest_within(found.points[rows], features.keypoints, CONFIRM_PX, features.image_size)
+
+    def _repair(self, found: _Found, tracks: TrackTable, features: Features, frame: _Image | None) -> None:
+        """Free keypoints take the place of points that flow has lost, near the prediction, if they look like them."""
         lost = np.flatnonzero(~found.alive)
         free = np.flatnonzero(~np.isin(np.arange(len(features)), found.keypoint))
         keypoint, rows, _ = match_mutual(
@@ -245,9 +252,14 @@ class HybridTracker(Tracker):
         keypoint, rows = free[keypoint], lost[rows]
         points, expected = features.keypoints[keypoint], found.expected[rows]
         apart, moved = (np.linalg.norm(part - expected, axis=1) for part in (points, tracks.points[rows]))
-        near = apart < REACH_PX + REACH * moved
-        rows, keypoint = rows[near], keypoint[near]
-        found.points[rows], found.keypoint[rows], found.alive[rows] = points[near], keypoint, True
+        good = apart < REACH_PX + REACH * moved
+        if frame is not None and self._image is not None:
+            self._anchor(tracks, rows, self._image)
+            there, _, trust = self._patches.align(frame.values, points, tracks.slots[rows], iterations=3)
+            good &= trust > REPAIR_CORRELATION
+            found.trust[rows] = trust
+        rows, keypoint = rows[good], keypoint[good]
+        found.points[rows], found.keypoint[rows], found.alive[rows] = points[good], keypoint, True
 
     # ---- what becomes of the tracks ----
 
@@ -293,7 +305,9 @@ class HybridTracker(Tracker):
         taken: np.ndarray,
     ) -> TrackTable:
         """Lost tracks that are found again; marks the keypoints that they have taken."""
-        if frame is None:
+        # After a dark time at once: new tracks would take the room of the old ones.
+        due = self._number % RECALL_EVERY == 0 or len(going) < self.max_points / 2
+        if frame is None or not due:
             return TrackTable.empty(features.descriptors.shape[1])
         free, most = np.flatnonzero(~taken), self.max_points - len(going)
         back, keypoint = lost.find(

@@ -35,7 +35,7 @@ class Memory:
         self._patches = patches
 
     def keep(self, ended: TrackTable, oldest: int, most: int) -> None:
-        """Take in tracks of the last frame; forget what was last seen before frame `oldest`, and what is beyond `most`."""
+        """Take in tracks of the last frame; forget those last seen before frame `oldest`, and those beyond `most`."""
         everyone = TrackTable.join(ended, self.tracks)
         expected = np.concatenate([ended.points, self._expected])
         kept = (everyone.seen >= oldest) & (np.arange(len(everyone)) < most)

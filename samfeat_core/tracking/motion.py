@@ -45,10 +45,11 @@ def nearest_within(points: np.ndarray, keypoints: np.ndarray, radius: float, siz
     rows = np.full((height + 2 * reach, width + 2 * reach), -1, np.int32)
     at = pixels(keypoints, size) + reach
     rows[at[::-1, 1], at[::-1, 0]] = np.arange(len(keypoints))[::-1]  # of two in one pixel the stronger stays
-    dy, dx = (offset.ravel() for offset in np.mgrid[-reach : reach + 1, -reach : reach + 1])
+    offsets = (np.arange(-reach, reach + 1)[:, None] * rows.shape[1] + np.arange(-reach, reach + 1)).ravel()
     centre = pixels(points, size) + reach
-    candidates = rows[centre[:, 1:] + dy, centre[:, :1] + dx]
-    apart = np.linalg.norm(keypoints[candidates] - points[:, None], axis=2)
+    candidates = rows.ravel()[(centre[:, 1] * rows.shape[1] + centre[:, 0])[:, None] + offsets]
+    x, y = keypoints.T
+    apart = np.hypot(x[candidates] - points[:, :1], y[candidates] - points[:, 1:])
     apart[candidates < 0] = np.inf
     best = apart.argmin(axis=1)
     distance = apart[np.arange(len(points)), best]

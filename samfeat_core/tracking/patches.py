@@ -85,7 +85,8 @@ class ReferencePatches:
             correlation (n,) float32 of the image there with the reference, at most 1.
         """
         reference, solver = self._reference[slots], self._solver[slots]
-        warps, at = self.warps[slots], points.astype(np.float32)
+        points = points.astype(np.float32)
+        warps, at = self.warps[slots], points
         for _ in range(iterations):
             patch = _sample(image, at, warps)
             step = np.matmul(solver, patch[:, :, None])[:, :, 0] / _deviation(patch)[:, None]

@@ -88,7 +88,7 @@ class Parameters:
         choices=TRACKERS,
     )
     track_memory: int = _entry(
-        10, "Frames for which a lost track can be found again, with tracker hybrid.", change=LIVE, low=0, high=100
+        20, "Frames for which a lost track can be found again, with tracker hybrid.", change=LIVE, low=0, high=100
     )
     track_spacing: float = _entry(
         3.0, "Pixels that a new point keeps from every track, with tracker flow or hybrid.", change=LIVE, low=0.0,

@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 import typer
 
+from samfeat_core.command import DEVICE_HELP, ENGINE_HELP, errors_in_one_line
 from samfeat_core.files import write_bytes, write_json
 from samfeat_core.measure import machine, percentiles
 from samfeat_ros import node_status
 from samfeat_ros.environment import prepare_environment
-from samfeat_ros.replay.command import DEVICE_HELP, ENGINE_HELP, errors_in_one_line
 from samfeat_ros.replay.interrupts import interrupt_on_signals
 from samfeat_ros.replay.node_process import NodeError, NodeProcess
 from samfeat_ros.replay.playback import Playback, RoundTrip

@@ -15,10 +15,10 @@ import typer
 import yaml
 from tqdm import tqdm
 
-from samfeat_core.errors import SamfeatError
+from samfeat_core.command import DEVICE_HELP, ENGINE_HELP, FAILED, errors_in_one_line
+from samfeat_core.errors import SamfeatError, UsageError
 from samfeat_core.files import write_json
 from samfeat_ros.environment import prepare_environment
-from samfeat_ros.replay.command import DEVICE_HELP, ENGINE_HELP, FAILED, UsageError, errors_in_one_line
 from samfeat_ros.replay.interrupts import interrupt_on_signals
 
 if TYPE_CHECKING:  # the rest imports ROS, which prepare_environment must precede

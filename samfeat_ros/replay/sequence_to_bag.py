@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 import typer
 
-from samfeat_core.errors import FileError
+from samfeat_core.command import errors_in_one_line
+from samfeat_core.errors import FileError, UsageError
 from samfeat_core.files import read_image
 from samfeat_core.poses import quaternion
 from samfeat_core.sequence import ImageSequence
 from samfeat_ros.replay.bags import typestore
-from samfeat_ros.replay.command import UsageError, errors_in_one_line
 from samfeat_ros.stamps import NS_PER_S, split_ns
 from samfeat_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TRANSPORTS, transport_topic
 

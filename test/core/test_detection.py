@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from samfeat_core.detection import ExtractionGraph, detect, local_maxima, refine, sample
-from samfeat_core.models import build_network
+from samfeat_core.models import DenseFeatures, build_network
 from training.data.geometry import sampling_grid
 
 
@@ -46,6 +46,33 @@ def test_detect_pads_with_score_zero_when_there_are_too_few():
     assert (scores[0] > 0).sum() <= 1
 
 
+def test_a_batch_is_its_images_one_by_one():
+    score = torch.cat((random_scores(seed=1), random_scores(seed=2)))
+    masks = torch.ones_like(score)
+    masks[1, :, 20:] = 0
+    for mask in (None, masks, masks[1:]):
+        keypoints, scores = detect(score, mask, 25, 3)
+        assert keypoints.shape == (2, 25, 2) and keypoints.dtype == torch.float32
+        refined, peaked = refine(score, keypoints, 1)
+        maps = torch.randn(2, 4, 10, 14, generator=torch.Generator().manual_seed(4))
+        rows = sample(maps, refined, (56, 40))
+        for i in range(2):
+            own = None if mask is None else mask[-2 + i :][:1] if len(mask) > 1 else mask
+            alone = detect(score[i : i + 1], own, 25, 3)
+            torch.testing.assert_close((keypoints[i], scores[i]), (alone[0][0], alone[1][0]))
+            again = refine(score[i : i + 1], alone[0], 1)
+            torch.testing.assert_close((refined[i], peaked[i]), (again[0][0], again[1][0]))
+            torch.testing.assert_close(rows[i], sample(maps[i : i + 1], again[0], (56, 40))[0])
+
+
+def test_samples_have_the_type_of_the_maps():
+    maps = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)).half()
+    points = torch.tensor([[[3.25, 9.5], [0.0, 31.0]]])
+    rows = sample(maps, points, (32, 32))
+    assert rows.dtype == torch.float16
+    torch.testing.assert_close(rows.float(), sample(maps.float(), points, (32, 32)), atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("offset", [(0.0, 0.0), (0.3, -0.4), (-0.25, 0.1)])
 def test_refine_finds_the_centre_of_a_gaussian_peak(offset):
     y, x = torch.meshgrid(torch.arange(21.0), torch.arange(31.0), indexing="ij")
@@ -59,6 +86,23 @@ def test_refine_finds_the_centre_of_a_gaussian_peak(offset):
 def test_refine_tells_a_plateau_from_a_peak():
     _, peaked = refine(torch.full((1, 1, 9, 9), 2.0), torch.tensor([[[4.0, 4.0]]]))
     assert not peaked.any()
+
+
+@pytest.mark.parametrize(("height", "peaked"), [(0.0009, False), (0.0011, True)])
+def test_a_peak_rises_by_a_thousandth(height, peaked):
+    """What rounding leaves of a featureless patch is no peak."""
+    score = torch.zeros(1, 1, 9, 9)
+    score[..., 4, 4] = height
+    assert refine(score, torch.tensor([[[4.0, 4.0]]]))[1].tolist() == [[peaked]]
+    assert refine(score, torch.tensor([[[2.0, 6.0]]]))[1].tolist() == [[peaked]]  # two pixels away it is seen
+    assert refine(score, torch.tensor([[[1.0, 4.0]]]))[1].tolist() == [[False]]
+
+
+def test_refine_at_the_edge_sees_the_edge_repeated():
+    score = torch.randn(1, 1, 12, 17, generator=torch.Generator().manual_seed(3))
+    padded = F.pad(score, (2, 2, 2, 2), mode="replicate")
+    corners = torch.tensor([[[0.0, 0.0], [16.0, 0.0], [0.0, 11.0], [16.0, 11.0], [1.0, 5.0], [15.0, 10.0]]])
+    torch.testing.assert_close(refine(score, corners)[0] + 2, refine(padded, corners + 2)[0])
 
 
 @pytest.mark.parametrize("stride", [1, 4, 8])
@@ -91,3 +135,52 @@ def test_graph_descriptors_are_unit_rows_and_counts_static():
     assert keypoints.shape == (100, 2) and scores.shape == (100,) and weights.shape == (100,)
     torch.testing.assert_close(descriptors.norm(dim=1), torch.ones(100))
     assert (scores.diff() <= 0).all()
+
+
+class Told(torch.nn.Module):
+    """A network that answers fixed maps and keeps the image that it was given."""
+
+    def __init__(self, weighted: bool):
+        super().__init__()
+        draw = torch.Generator().manual_seed(7)
+        self.score = torch.randn(1, 1, 48, 64, generator=draw)
+        self.score[..., 30:40, 30:50] = 3.0  # a plateau: its pixels are maxima but no peaks
+        self.descriptors = torch.randn(1, 8, 12, 16, generator=draw)
+        self.weight = torch.rand(1, 1, 12, 16, generator=draw) if weighted else None
+
+    def forward(self, image):
+        self.image = image
+        return DenseFeatures(self.score, self.descriptors, self.weight)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_graph_describes_keypoints_where_they_were_refined_to(weighted):
+    network = Told(weighted)
+    image = torch.randint(0, 256, (1, 1, 48, 64), dtype=torch.uint8)
+    mask = torch.ones(1, 1, 48, 64, dtype=torch.uint8)
+    mask[..., :10, :] = 0
+    keypoints, scores, descriptors, weights = ExtractionGraph(network, 120, 2)(image, mask)
+    torch.testing.assert_close(network.image, image / 255)
+    pixels, peaks = detect(network.score, mask, 120, 2)
+    refined, peaked = refine(network.score, pixels)
+    torch.testing.assert_close(keypoints, refined[0])
+    assert (keypoints - pixels[0]).abs().max() > 0.2 and 0 < (~peaked).sum() < 120
+    torch.testing.assert_close(scores, torch.where(peaked, peaks, 0)[0])
+    rows = sample(network.descriptors, refined, (64, 48))[0]
+    torch.testing.assert_close(descriptors, F.normalize(rows, dim=1))
+    expected = sample(network.weight, refined, (64, 48))[0, :, 0] if weighted else torch.ones(120)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_half_precision_is_the_network_s_alone():
+    class Typed(Told):
+        def forward(self, image):
+            product = image[..., :4] @ torch.eye(4)  # autocast turns products into half precision
+            self.kinds = product.dtype
+            return super().forward(image)
+
+    image, mask = torch.zeros(1, 1, 48, 64, dtype=torch.uint8), torch.ones(1, 1, 48, 64, dtype=torch.uint8)
+    for half, kind in ((False, torch.float32), (True, torch.float16)):
+        network = Typed(weighted=True)
+        answers = ExtractionGraph(network, 20, 2, half=half)(image, mask)
+        assert network.kinds == kind and {part.dtype for part in answers} == {torch.float32}

@@ -214,9 +214,7 @@ def test_every_start_gives_the_same_bits(weights, tmp_path):
 def test_a_cache_that_cannot_be_written_costs_one_warning(weights, tmp_path):
     (tmp_path / "file").touch()
     lines = []
-    extractor = make(
-        weights, tmp_path / "file", engine="openvino", log=lambda level, text: lines.append((level, text))
-    )
+    extractor = make(weights, tmp_path / "file", engine="openvino", log=lambda level, text: lines.append((level, text)))
     assert len(extractor(scene(64, 64))) > 0 and extractor.engine_name == "openvino"
     assert [level for level, _ in lines] == ["info", "warning"] and "cannot be kept" in lines[1][1]
 

@@ -85,3 +85,51 @@ def test_rows_of_nan_never_match():
 def test_bad_input_is_refused(a, b, options, words):
     with pytest.raises(ValueError, match=words):
         match_mutual(np.zeros(a, np.float32), np.zeros(b, np.float32), **options)
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(0.6, 1), (np.nextafter(np.float32(0.6), np.float32(1)), 0)])
+def test_a_similarity_at_the_bound_is_kept(bound, kept):
+    current, previous = np.float32([[0.6, 0.8]]), np.float32([[1, 0]])
+    assert len(match_mutual(current, previous, min_similarity=bound)[0]) == kept
+
+
+def test_weights_take_part_in_distances():
+    """Rows need not be of unit length: the ratio is of distances, not of dot products."""
+    current = np.float32([[2, 0]])
+    previous = np.float32([[2, 1], [1.9, -3]])  # at distances 1 and 3.0017
+    assert len(match_mutual(current, previous, ratio=0.34)[0]) == 1
+    assert len(match_mutual(current, previous, ratio=0.33)[0]) == 0
+
+
+def test_a_tie_of_distances_fails_the_ratio_of_one():
+    rows = np.float32([[1, 0]])
+    assert len(match_mutual(rows, np.float32([[0, 1], [0, -1]]), ratio=1.0)[0]) == 0
+    assert len(match_mutual(rows, np.float32([[0.1, 1], [0, -1]]), ratio=1.0)[0]) == 1
+
+
+def test_rows_of_infinity_never_match():
+    rows = unit_rows(np.random.default_rng(3), 6)
+    broken = rows.copy()
+    broken[2, 4], broken[4, 1] = np.inf, -np.inf
+    for current, previous in ((broken, rows), (rows, broken)):
+        assert match_mutual(current, previous, ratio=0.9)[0].tolist() == [0, 1, 3, 5]
+
+
+def test_of_rows_that_tie_the_first_keeps_the_match():
+    current, previous = np.float32([[0, 1], [1, 0], [1, 0]]), np.float32([[1, 0], [0, 1]])
+    index, index_prev, _ = match_mutual(current, previous)
+    assert index.tolist() == [0, 1] and index_prev.tolist() == [1, 0]
+
+
+def test_other_kinds_of_arrays_are_taken():
+    rows = np.asfortranarray(unit_rows(np.random.default_rng(5), 12).astype(np.float64))
+    index, index_prev, similarity = match_mutual(rows, rows[::-1])
+    assert index.tolist() == list(range(12)) and index_prev.tolist() == list(range(11, -1, -1))
+    assert similarity.dtype == np.float32
+
+
+@pytest.mark.parametrize("ratio", [0, -0.5, 1.01])
+def test_ratio_lies_above_zero_and_up_to_one(ratio):
+    with pytest.raises(ValueError, match=r"ratio must lie in \(0, 1\], got"):
+        match_mutual(np.zeros((0, 2)), np.zeros((0, 2)), ratio=ratio)
+    match_mutual(np.zeros((0, 2)), np.zeros((0, 2)), ratio=1)

@@ -152,14 +152,14 @@ def test_calibrate_writes_the_ranges_beside_the_weights(network, photographs, tm
 
 
 def test_calibrate_says_what_it_cannot_use(photographs, tmp_path):
-    def said(*arguments):
+    def said(*arguments, code=1):
         done = CliRunner().invoke(calibrate.app, [str(argument) for argument in arguments])
-        assert done.exit_code == 1
+        assert done.exit_code == code
         assert "Traceback" not in done.output
         return done.output
 
     assert "none.safetensors: no such weights file" in said(photographs, "--weights", tmp_path / "none.safetensors")
-    assert "unknown model 'sift'" in said(photographs, "--model", "sift")
+    assert "unknown model 'sift'" in said(photographs, "--model", "sift", code=2)
     assert "no such folder" in said(tmp_path / "nowhere")
     only_bad = tmp_path / "bad"
     only_bad.mkdir()

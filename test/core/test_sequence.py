@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from samfeat_core.sequence import ImageSequence
+from samfeat_core.errors import FileError
+from samfeat_core.sequence import ImageSequence, read_poses, read_projection, read_times
 
 STILL = "1 0 0 0 0 1 0 0 0 0 1 0\n"
 CALIBRATION = "P0: 525 0 320 0 0 520 240 0 0 0 1 0\n"
@@ -102,3 +103,101 @@ def test_bad_pictures_name_the_file(tmp_path):
         sequence.depth(1)
     with pytest.raises(ValueError, match="no depth/ folder"):
         ImageSequence.read(write_sequence(tmp_path / "t")).depth(0)
+
+
+@pytest.mark.parametrize("missing", ["poses", "times", "depth"])
+def test_what_is_required_must_be_there(tmp_path, missing):
+    folder = write_sequence(tmp_path / "s")
+    (folder / "poses.txt").unlink()
+    plain = ImageSequence.read(folder)
+    assert (plain.poses, plain.times, plain.depths, plain.depth_matrix) == (None,) * 4 and plain.folder == folder
+    with pytest.raises(FileError, match=f"{missing}(.txt)?: (cannot be read|no such folder)"):
+        ImageSequence.read(str(folder), require=(missing,))
+
+
+def test_motion_without_poses_is_refused(tmp_path):
+    folder = write_sequence(tmp_path / "s")
+    (folder / "poses.txt").unlink()
+    with pytest.raises(FileError, match="s: the sequence has no poses.txt"):
+        ImageSequence.read(folder).relative_pose(0, 1)
+
+
+def test_depth_without_a_calibration_of_its_own_is_that_of_the_image(tmp_path):
+    folder = write_sequence(tmp_path / "s")
+    depth = np.arange(48 * 64).reshape(48, 64) + 1
+    write_depth(folder, [depth] * 3)
+    sequence = ImageSequence.read(folder)
+    np.testing.assert_array_equal(sequence.depth_matrix, sequence.matrix)
+    assert sequence.matrix.flags.c_contiguous and sequence.projection.shape == (3, 4)
+    np.testing.assert_allclose(sequence.depth(1), depth / 1000, rtol=1e-6)
+
+
+@pytest.mark.parametrize("raw", [np.zeros((48, 64), np.uint8), np.zeros((48, 64, 3), np.uint16), None])
+def test_depth_is_one_channel_of_16_bit(tmp_path, raw):
+    folder = write_sequence(tmp_path / "s", 1)
+    write_depth(folder, [np.zeros((48, 64))])
+    path = folder / "depth" / "000.png"
+    path.write_bytes(b"no picture") if raw is None else cv2.imwrite(str(path), raw)
+    with pytest.raises(FileError, match=r"000\.png: expected a 16-bit single-channel depth image"):
+        ImageSequence.read(folder).depth(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0.5\n0.25\n", "line 2: 0.25 s is not after the line before"),
+        ("1\n2\n\n2\n", "line 4: 2 s is not after the line before"),
+        ("-0.5\n1\n", "line 1: -0.5 s is negative, which no ROS stamp can be"),
+        ("0\n1 2\n", "line 2: expected 1 finite numbers"),
+    ],
+)
+def test_times_increase_from_zero_on(tmp_path, text, said):
+    path = tmp_path / "times.txt"
+    path.write_text(text)
+    with pytest.raises(FileError, match=f"^{path}: {said}"):
+        read_times(path)
+    path.write_text("0\n1e-9\n\n2.5\n")
+    np.testing.assert_array_equal(read_times(path), [0, 1e-9, 2.5])
+
+
+@pytest.mark.parametrize(("off", "refused"), [(0.004, False), (0.006, True)])
+def test_poses_are_rotations_to_a_hundredth(tmp_path, off, refused):
+    """Printed numbers are rotations to their last digit only; (1 + off)^2 - 1 is what the check sees."""
+    path, stretched = tmp_path / "poses.txt", f"1 0 0 7 0 {1 + off} 0 8 0 0 1 9\n"
+    path.write_text(STILL + stretched)
+    if refused:
+        with pytest.raises(FileError, match="pose 2 is not a rotation and a translation"):
+            read_poses(path)
+    else:
+        poses = read_poses(path)
+        np.testing.assert_array_equal(poses[:, 3], [[0, 0, 0, 1]] * 2)
+        np.testing.assert_array_equal(poses[1, :3, 3], [7, 8, 9])
+        assert poses[1, 1, 1] == 1 + off
+
+
+def test_a_mirrored_pose_is_no_rotation(tmp_path):
+    path = tmp_path / "poses.txt"
+    path.write_text(STILL.replace("1 0\n", "-1 0\n"))
+    with pytest.raises(FileError, match="pose 1 is not a rotation and a translation"):
+        read_poses(path)
+
+
+def test_the_projection_is_the_line_p0(tmp_path):
+    path = tmp_path / "calib.txt"
+    path.write_text("# Kinect: first camera\nP1: 1 2 3\nP0 : 5 6 7 8 9 10 11 12 13 14 15 16\nP0: 1 1\n")
+    np.testing.assert_array_equal(read_projection(path), np.arange(5, 17).reshape(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x\nP0: 5 0 0 0 0 0 0 0 0 0 1 0\n", "line 2: focal lengths 5, 0; expected both > 0"),
+        ("P0: -5 0 0 0 0 5 0 0 0 0 1 0\n", "line 1: focal lengths -5, 5; expected both > 0"),
+        ("P0: 5 0 0\n", "line 1: expected 12 finite numbers"),
+    ],
+)
+def test_a_projection_that_is_none(tmp_path, text, said):
+    path = tmp_path / "calib.txt"
+    path.write_text(text)
+    with pytest.raises(FileError, match=f"^{path}: {said}"):
+        read_projection(path)

@@ -55,3 +55,35 @@ def test_normalize_points_inverts_the_camera_matrix():
     points = RNG.uniform(0, 300, (10, 2))
     expected = (np.linalg.inv(K1) @ np.c_[points, np.ones(10)].T).T[:, :2]
     np.testing.assert_allclose(both(two_view.normalize_points, points, K1), expected, atol=1e-12)
+
+
+def test_skew_is_the_cross_product():
+    vectors, others = RNG.normal(size=(2, 7, 3))
+    matrices = both(two_view.skew, vectors)
+    np.testing.assert_allclose((matrices @ others[:, :, None])[:, :, 0], np.cross(vectors, others))
+
+
+def test_homogeneous_points_end_in_one():
+    points = RNG.normal(size=(4, 2))
+    np.testing.assert_array_equal(both(two_view.to_homogeneous, points), np.c_[points, np.ones(4)])
+
+
+def test_essential_matrix_joins_the_rays_of_a_point():
+    world = RNG.uniform([-1, -1, 3], [1, 1, 8], (20, 3))
+    moved = world @ T01[:3, :3].T + T01[:3, 3]
+    E = both(two_view.essential_matrix, T01)
+    np.testing.assert_allclose(np.einsum("ni,ij,nj->n", moved, E, world), 0, atol=1e-12)
+    assert np.linalg.norm(E) == pytest.approx(np.sqrt(2) * np.linalg.norm(T01[:3, 3]))
+
+
+def test_the_epipole_alone_has_no_line():
+    F = two_view.skew(np.array([50.0, 40.0, 1.0]))  # both epipoles at (50, 40)
+    points0, points1 = np.array([[50.0, 40.0], [60.0, 40.0], [50.0, 10.0]]), np.array([[0.0, 0], [7, 43.5], [54, 0]])
+    np.testing.assert_allclose(both(two_view.epipolar_distance, points0, points1, F), [np.inf, 3.5, 4])
+
+
+def test_normalize_points_of_two_cameras():
+    points = RNG.uniform(0, 300, (2, 10, 2))
+    many = two_view.normalize_points(points, np.stack([K0, K1]))
+    for one, pixels, matrix in zip(many, points, (K0, K1), strict=True):
+        np.testing.assert_allclose(one, two_view.normalize_points(pixels, matrix))

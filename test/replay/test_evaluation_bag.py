@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from samfeat_ros.replay.evaluation.report import (
     Evaluated,
     build_report,
     evaluate_run,
+    rows,
     text_table,
     where_classic_wins,
 )
@@ -343,6 +345,58 @@ def test_report_is_strict_json_with_its_keys(footage, evaluated, tmp_path):
     assert read["bag"]["usable"] == 12 and read["failures"] == {"x": "why"}
     assert read["runs"][0]["latency_ms"]["p99"] is None
     assert len(read["runs"][1]["per_frame"]["inliers"]) == 12
+
+
+SPREAD = {"mean", "median", "p5"}
+RANKS = {"p50", "p90", "p99"}
+KEYS = {
+    "name", "kind", "details", "frames_offered", "frames_processed", "dropped", "rate_hz", "seconds", "latency_ms",
+    "stages_ms", "cpu_percent", "memory_mb", "device_memory_mb", "keypoints", "matches", "inliers", "inlier_ratio",
+    "coverage", "tracks", "epipolar", "relative_pose", "trajectory", "per_frame", "digest",
+}  # fmt: skip
+GAPS = ("rotation p50, deg", "rotation p90, deg", "direction p50, deg", "direction p90, deg")
+LINES = [
+    "frames processed", "frames dropped", "rate, Hz", "latency p50, ms", "latency p90, ms", "latency p99, ms",
+    "CPU, % of a core", "memory, MB", "device memory, MB", "keypoints", "matches", "inliers", "inliers, worst 5 %",
+    "inlier ratio", "coverage by inliers", "track length, mean", "tracks >= 10 frames", "epipolar error, median px",
+    "matches within 1 px", "matches within 3 px", *(f"gap {gap}: {line}" for gap in (1, 5) for line in GAPS),
+    "odometry: frames with pose", "odometry: frames lost", "ATE rmse, m (scaled)", "ATE, % of the path",
+    "RPE 1 frame: position, m", "RPE 1 frame: rotation, deg", "RPE 10 frames: position, m",
+    "RPE 10 frames: rotation, deg",
+]  # fmt: skip
+
+
+def test_a_run_of_which_all_is_known_fills_every_line_and_key():
+    """Keys and lines are those of docs/evaluate_bag.md; a value under another name would be missing in silence."""
+    truth, scene, frames = drive(60), Scene(drive(60)), []
+    for index in range(1, 60):
+        ids, prev, points = scene.matches(index)
+        tracked = _tracked(index, list(ids), points, prev)
+        frames.append(replace(tracked, match_ids=ids, number_prev=index - 1 if index > 1 else None, latency_s=0.01))
+    run = Run(
+        "lk", "classic", 60, frames, {"lost": 1}, seconds=3.0, stages={"match": dict.fromkeys(RANKS, 2.0)},
+        cpu_percent=70.0, memory_mb=300.0, device_memory_mb=200.0,
+    )  # fmt: skip
+    world = Truth({index: pose.camera_to_world for index, pose in enumerate(truth)}, 0.01)
+    camera = SimpleNamespace(camera=CAMERA, camera_of=lambda size: CAMERA)
+    entry = evaluate_run(run, camera, world, [1, 5]).entry
+    assert set(entry) == KEYS
+    assert all(set(entry[name]) == SPREAD for name in ("keypoints", "matches", "inliers", "inlier_ratio"))
+    assert set(entry["latency_ms"]) == RANKS and set(entry["coverage"]) == {"keypoints", "inliers"}
+    assert set(entry["tracks"]) == {"count", "mean_length", "length", "mean_length_of_a_point", "survival"}
+    assert set(entry["epipolar"]) == {"pairs", "matches", "inliers"}
+    assert set(entry["epipolar"]["matches"]) == {"count", "median_px", "within_1px", "within_3px"}
+    assert set(entry["relative_pose"]["5"]) == {"pairs", "solved", "rotation_deg", "direction_deg"}
+    assert set(entry["trajectory"]) == {
+        "frames", "tracking", "lost", "poses", "scale_from_ground_truth", "path_length_m", "ate_rmse_m", "ate_percent",
+        "rpe",
+    }  # fmt: skip
+    assert set(entry["trajectory"]["rpe"]["10"]) == {"translation_rmse_m", "rotation_mean_deg"}
+    assert set(entry["per_frame"]) == {"number", "stamp_ns", "keypoints", "matches", "inliers", "latency_ms"}
+    report = {"runs": [entry], "settings": {"gaps": [1, 5]}}
+    assert [row.label for row in rows(report)] == LINES
+    documented = (Path(__file__).parents[2] / "docs" / "evaluate_bag.md").read_text()
+    assert all(f"`.{key}`" in documented or f"`.{key}`," in documented for key in KEYS)
 
 
 def test_page_is_self_contained_and_escapes(footage, evaluated, tmp_path):

@@ -125,6 +125,14 @@ def test_association_interpolates_and_keeps_to_the_tolerance():
     assert np.isnan(poses[2]).all() and np.isfinite(poses[3]).all() and np.isnan(poses[4]).all()
 
 
+@pytest.mark.parametrize(("gap_ms", "found"), [(100, True), (101, False), (199, False)])
+def test_poses_are_interpolated_over_twice_the_tolerance(gap_ms, found):
+    """A frame in the middle of a wider gap has no pose within the tolerance, and none is made up for it."""
+    truth = GroundTruth("made", np.array([0, gap_ms * 1_000_000]), np.stack([np.eye(4)] * 2))
+    middle = np.array([gap_ms * 500_000])
+    assert np.isfinite(truth.at(middle, np.zeros(1, int), tolerance_s=0.05)).all() == found
+
+
 def test_extrinsics():
     np.testing.assert_allclose(
         parse_extrinsics("1 2 3 0 0 0 1"), pose_matrix(np.array([1.0, 2, 3]), np.array([0, 0, 0, 1.0]))

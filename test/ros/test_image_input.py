@@ -67,7 +67,8 @@ def yuv_planes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     y = 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
     u = 128 + (-37.797 * r - 74.203 * g + 112 * b) / 255
     v = 128 + (112 * r - 93.786 * g - 18.214 * b) / 255
-    return tuple(np.round(plane).astype(np.uint8) for plane in (y, u, v))
+    luma, blue, red = (np.round(plane).astype(np.uint8) for plane in (y, u, v))
+    return luma, blue, red
 
 
 def semi_planar(image: np.ndarray, order: str, subsample: int) -> np.ndarray:

@@ -107,6 +107,8 @@ def test_defaults_leave_the_parameters_to_the_file(launched, monkeypatch):
     assert node["remappings"] == [
         ("image", "/front/image_raw"), ("camera_info", "/front/camera_info"), ("mask", "mask")
     ]  # fmt: skip
+    assert node["parameters"][0].param_file[0].text == str(ROOT / "config" / "samfeat.yaml")
+    assert (ROOT / "config" / "samfeat.yaml").is_file()
     assert node["parameters"][1] == {"use_sim_time": False, "autostart": True}
     profile = str(ROOT / "config" / "fastdds_shm.xml")
     assert environment == {profile_variable(): profile} and not node["respawn"]

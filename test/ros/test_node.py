@@ -92,6 +92,25 @@ def test_tracks_for_vins(rig, layout):
     np.testing.assert_allclose(np.median(tracks.velocities, axis=0), [speed, 0], atol=0.1 * abs(speed))
 
 
+def test_tracks_begin_at_the_length_that_was_asked_for(rig):
+    node = rig.node(tracks_min_length=3)
+    camera = Camera(rig)
+    got, keypoints = rig.output(PointCloud, "tracks"), rig.output(PointCloud2, "keypoints")
+    infos = rig.publisher(CameraInfo, "/camera_info")
+    rig.wait(lambda: (infos.publish(camera.info()), time.sleep(0.05), node._pipeline._camera_info)[2], "the camera")
+
+    def counts(frames: int) -> list[int]:
+        assert rig.call(Trigger, "/samfeat/reset", Trigger.Request()).success
+        return [len(messages.tracks_from_msg(camera.frame(got)).ids) for _ in range(frames)]
+
+    short, shorter, long = counts(3)
+    assert short == shorter == 0 and long > 10
+    assert rig.set(tracks_min_length=1)[0]
+    (every,) = counts(1)
+    rig.wait(lambda: keypoints and keypoints[-1].header == got[-1].header, "the keypoints of the frame")
+    assert every == keypoints[-1].width > 10
+
+
 def test_camera_info_of_another_size_is_not_used(rig):
     rig.node()
     camera = Camera(rig)
@@ -205,6 +224,24 @@ def test_nothing_is_computed_while_nobody_listens(rig):
     got = rig.output(PointCloud2, "matches")
     assert not messages.matches_from_msg(camera.frame(got)).index.size
     assert messages.matches_from_msg(camera.frame(got)).inlier.sum() > 10
+
+
+def test_tracks_end_while_nobody_listens(rig):
+    """Frames that nobody wanted are missing from the tracks: they begin anew, and no match spans the pause."""
+    node = rig.node()
+    camera = Camera(rig)
+    got = rig.output(PointCloud2, "matches")
+    camera.frame(got)
+    assert camera.frame(got).width > 10
+    for subscription in list(rig.peer.subscriptions):
+        rig.peer.destroy_subscription(subscription)
+    rig.wait(lambda: not node._outputs.wanted(), "the end of the subscription")
+    before = node.statistics.dropped["idle"]
+    camera.send()
+    rig.wait(lambda: node.statistics.dropped["idle"] == before + 1, "a frame that nobody wanted")
+    got = rig.output(PointCloud2, "matches")
+    assert camera.frame(got).width == 0
+    assert camera.frame(got).width > 10
 
 
 def test_diagnostics(rig):

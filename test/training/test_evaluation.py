@@ -118,28 +118,29 @@ def test_all_runs_what_is_there(data):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "code", "said"),
     [
-        (["--data", "nowhere"], "nowhere: no such folder"),
-        (["--suite", "everything"], "--suite everything: unknown"),
-        (["--suite", "all", "--data", "."], ".: none of the folders homography, sequences, hpatches"),
-        (["--suite", "hpatches"], "hpatches: no such folder"),
-        (["--suite", "megadepth1500"], "megadepth1500: no such folder"),
-        (["--extractor", "no_such_module:make"], "no module named 'no_such_module'"),
-        (["--extractor", "my_extractors:nothing"], "has no attribute 'nothing'"),
-        (["--extractor", "my_extractors:no_extractor"], "returned int, not a callable"),
-        (["--extractor", "samfeat-nano=gone.safetensors"], "gone.safetensors: no such weights file"),
-        (["--weights", "gone.safetensors"], "expected NAME=FILE"),
-        (["--reuse", "gone.json"], "gone.json: not a readable evaluation report"),
-        (["--reuse", "other.json"], "other.json: not an evaluation report of version 1"),
+        (["--data", "nowhere"], 1, "nowhere: no such folder"),
+        (["--suite", "everything"], 2, "--suite everything: unknown"),
+        (["--suite", "all", "--data", "."], 1, ".: none of the folders homography, sequences, hpatches"),
+        (["--suite", "hpatches"], 1, "hpatches: no such folder"),
+        (["--suite", "megadepth1500"], 1, "megadepth1500: no such folder"),
+        (["--extractor", "no_such_module:make"], 2, "no module named 'no_such_module'"),
+        (["--extractor", "my_extractors:nothing"], 2, "has no attribute 'nothing'"),
+        (["--extractor", "my_extractors:no_extractor"], 2, "returned int, not a callable"),
+        (["--extractor", "superglue"], 2, "unknown model 'superglue'"),
+        (["--extractor", "samfeat-nano", "--device", "tpu"], 2, "device is 'tpu', expected one of auto, cuda, cpu"),
+        (["--extractor", "samfeat-nano=gone.safetensors"], 1, "gone.safetensors: no such weights file"),
+        (["--reuse", "gone.json"], 1, "gone.json: not a readable evaluation report"),
+        (["--reuse", "other.json"], 1, "other.json: not an evaluation report of version 1"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_1(data, arguments, said):
+def test_bad_input_is_one_line_and_2_for_wrong_usage(data, arguments, code, said):
     (data.parent / "other.json").write_text("{}")
     folder = [] if "--data" in arguments else ["--data", data]
     extractor = [] if "--extractor" in arguments else ["--extractor", "orb"]
     result = evaluate(*folder, *extractor, "--no-peers", *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == code
     lines = (result.output + ("" if result.output else result.stderr)).strip().splitlines()
     assert len(lines) == 1 and said in lines[0]
 

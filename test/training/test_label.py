@@ -16,9 +16,9 @@ from samfeat_core.classic import sift
 from samfeat_core.features import Features
 from samfeat_core.models import build_network
 from training.data.feature_store import FeatureStore
+from training.data.label_store import KeypointLabels, LabelStore
 from training.data.photo_store import StoreError
 from training.label import app, label
-from training.samfeat.labels import KeypointLabels, LabelStore
 from training.samfeat.labels.detectors import load_detector
 from training.samfeat.labels.homographic_adaptation import peaks, random_homography, repeatability_map
 from training.samfeat.labels.shapes import DRAWINGS, Canvas, draw_checkerboard, render
@@ -204,12 +204,12 @@ def test_killed_it_continues(photos, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": REPOSITORY}
     process = subprocess.Popen(command, **pipes)
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "store").glob("*.npz"))) < 3 and time.monotonic() < deadline:
+    store = LabelStore(tmp_path / "store")
+    while len(store.names()) < 3 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.003)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    store = LabelStore(tmp_path / "store")
     names = store.names()
     assert 3 <= len(names) < 14
     assert all(len(store.labels(name).keypoints) for name in names)
@@ -219,7 +219,7 @@ def test_killed_it_continues(photos, tmp_path):
 
 def test_unknown_base_is_named(photos, tmp_path):
     result = run("photos", photos, tmp_path / "store", "--base", "fast")
-    assert result.exit_code == 1 and "fast: neither one of shi-tomasi, sift nor a weights file" in result.output
+    assert result.exit_code == 2 and "fast: neither one of shi-tomasi, sift nor a weights file" in result.output
     (tmp_path / "base.safetensors").write_bytes(b"no weights")
     result = run("photos", photos, tmp_path / "store", "--base", tmp_path / "base.safetensors", "--device", "cpu")
     assert result.exit_code == 1 and "base.safetensors: not a readable weights file" in result.output
@@ -255,6 +255,18 @@ def test_features_of_an_extractor_in_pixels_of_the_photograph(photos, tmp_path):
     assert "0 photographs written" in again.output
 
 
+def test_a_store_of_the_former_name_is_read_and_continued(photos, tmp_path):
+    command = ("features", photos, tmp_path / "store", "--extractor", "sift", "--count", 60)
+    run(*command)
+    manifest = tmp_path / "store" / "store.json"
+    assert '"samfeat reference features"' in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace("reference features", "example features"))
+    assert len(FeatureStore(tmp_path / "store").features("square").keypoints)
+    assert "0 photographs written, 2 were there" in run(*command).output
+    manifest.write_text(manifest.read_text().replace("example features", "teacher"))
+    assert "holds 'samfeat teacher' version 1, expected 'samfeat reference features'" in run(*command).output
+
+
 def test_features_of_other_weights_of_the_same_name_are_refused(photos, tmp_path):
     weights = tmp_path / "best.safetensors"
     for seed, code in ((1, 0), (1, 0), (2, 1)):
@@ -278,7 +290,7 @@ def large_scores():
 
 
 def test_an_extractor_that_is_not_there_is_named(photos, tmp_path):
-    for extractor in ("nowhere:at_all", "samfeat=/nowhere.safetensors"):
+    for extractor, code in (("nowhere:at_all", 2), ("samfeat=/nowhere.safetensors", 1)):
         result = run("features", photos, tmp_path / "store", "--extractor", extractor)
-        assert result.exit_code == 1 and len(result.output.strip().splitlines()) == 1
+        assert result.exit_code == code and len(result.output.strip().splitlines()) == 1
         assert extractor.split("=")[-1].split(":")[0] in result.output

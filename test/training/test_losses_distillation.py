@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.samfeat.losses import group_relation, relation_distillation
+from training.samfeat.losses import group_relation, mixed_relation_distillation, relation_distillation
 
 
 def plain(student, teacher, attention):
@@ -75,6 +75,16 @@ def test_subset_of_positions(student, teacher):
     assert float(relation_distillation(student, embedding=teacher, positions=12)) == pytest.approx(float(full))
 
 
+def test_a_subset_of_positions_takes_the_attention_of_the_same_positions(student, teacher):
+    attention = torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    chosen = torch.randperm(12, generator=torch.Generator().manual_seed(5))[:7]
+    parts = ([map.flatten(1)[:, chosen] for map in maps] for maps in zip(student, teacher, attention, strict=True))
+    expected = [plain(s, t, a[0]) for s, t, a in parts]
+    draw = torch.Generator().manual_seed(5)
+    loss = relation_distillation(student, embedding=teacher, attention=attention, positions=7, generator=draw)
+    assert float(loss) == pytest.approx(sum(expected) / 2)
+
+
 def test_group_relation_by_hand():
     groups = torch.zeros(1, 4, 8, dtype=torch.int64)
     groups[0, :2, 0:2] = 1  # cell (0, 0): group 1 only
@@ -109,6 +119,22 @@ def test_images_without_teacher_or_groups(student, teacher):
     assert float(nothing) == 0 and float(student.grad.abs().max()) == 0
     groups[1, :12] = 1
     assert float(relation_distillation(student, groups=groups)) > 0
+
+
+def test_a_mix_of_teachers_is_one_mean_over_all_images(student, teacher):
+    """Three images with an embedding, one with groups, one with nothing: each of the four weighs a quarter."""
+    student = torch.cat((student, student.flip(3), student.flip(1)))[:5]
+    teacher = torch.cat((teacher, teacher.flip(2), teacher))[:5]
+    groups = torch.arange(4).repeat_interleave(6).view(1, 24, 1).expand(5, 24, 32).contiguous()
+    has_teacher = torch.tensor([True, True, True, True, False])
+    teacher[3:] = 0
+    each = [relation_distillation(student[i : i + 1], embedding=teacher[i : i + 1]) for i in range(3)]
+    each.append(relation_distillation(student[3:4], groups=groups[3:4]))
+    mixed = mixed_relation_distillation(student, teacher, groups, attention=None, has_teacher=has_teacher)
+    assert float(mixed) == pytest.approx(sum(map(float, each)) / 4, rel=1e-6)
+    alone = relation_distillation(student, groups=groups, has_teacher=has_teacher)
+    mixed = mixed_relation_distillation(student, 0 * teacher, groups, attention=None, has_teacher=has_teacher)
+    assert float(mixed) == float(alone)
 
 
 def test_needs_exactly_one_teacher(student, teacher):

@@ -72,7 +72,7 @@ def test_score_loss_is_least_at_the_drawing():
         assert score_imitation(drawn + noise, POINTS, LOGITS) > loss
 
 
-def test_images_that_the_example_did_not_see_do_not_count():
+def test_images_without_reference_features_do_not_count():
     score = torch.randn(2, 1, 32, 32, requires_grad=True)
     unseen = POINTS.clone()
     unseen[1] = math.nan
@@ -84,10 +84,10 @@ def test_images_that_the_example_did_not_see_do_not_count():
 
 
 def plain_relation(first, second, wanted, scale, looking=None):
-    """Mean KL over rows of lists of descriptors, one direction; `looking` are the example's rows of `first`."""
+    """Mean KL over rows of lists of descriptors, one direction; `looking` are the reference's rows of `first`."""
     total = 0.0
-    for own, example in zip(first, wanted if looking is None else looking, strict=True):
-        target = torch.stack([scale * (example @ other) for other in wanted])
+    for own, reference in zip(first, wanted if looking is None else looking, strict=True):
+        target = torch.stack([scale * (reference @ other) for other in wanted])
         answer = torch.stack([scale * (own @ other) for other in second])
         target, answer = target - torch.logsumexp(target, 0), answer - torch.logsumexp(answer, 0)
         total += float(sum(t.exp() * (t - a) for t, a in zip(target, answer, strict=True)))

@@ -51,7 +51,10 @@ def test_dual_softmax_of_a_pair_without_correspondence_is_zero():
 
 
 def expected_by_enumeration(score0, score1, warp01, deviation):
-    """One way, cell grid at (0, 0): sum over picks x of p(x) sum over picks y of p(y) k(|w(x) - y|), per cell."""
+    """One way, cell grid at (0, 0): sum over picks x of p(x) sum over picks y of p(y) k(|w(x) - y|), per cell.
+
+    Of a cell the picks with a counterpart count, and the cell as much as its share of pixels that have one.
+    """
     height, width = score0.shape
     probabilities = []
     for score in (score0, score1):
@@ -61,19 +64,25 @@ def expected_by_enumeration(score0, score1, warp01, deviation):
                 cell = score[top : top + CELL, left : left + CELL]
                 p[top : top + CELL, left : left + CELL] = cell.flatten().softmax(0).view(CELL, CELL)
         probabilities.append(p)
-    total, cells = 0.0, 0
+    total, cells = 0.0, 0.0
     for top in range(0, height, CELL):
         for left in range(0, width, CELL):
+            gained, mass, share = 0.0, 0.0, 0.0
             for y in range(top, top + CELL):
                 for x in range(left, left + CELL):
+                    if warp01[y, x].isnan().any():
+                        continue
                     wx, wy = (int(v) for v in warp01[y, x])
                     near = 0.0
                     for v in range(max(wy - 2, 0), min(wy + 3, height)):
                         for u in range(max(wx - 2, 0), min(wx + 3, width)):
                             distance2 = (wx - u) ** 2 + (wy - v) ** 2
                             near += float(probabilities[1][v, u]) * math.exp(-distance2 / (2 * deviation**2))
-                    total += float(probabilities[0][y, x]) * near
-            cells += 1
+                    gained += float(probabilities[0][y, x]) * near
+                    mass += float(probabilities[0][y, x])
+                    share += 1 / CELL**2
+            total += share * gained / mass
+            cells += share
     return total / cells
 
 
@@ -81,6 +90,18 @@ def test_expected_repeatability_equals_enumeration_of_all_picks():
     g = generator(1)
     score0, score1 = (torch.randn(1, 1, 16, 24, generator=g) * 2 for _ in range(2))
     warp = pixel_grid(16, 24)[None]  # the identity: every pixel is where it was
+    loss = matching.expected_repeatability(score0, score1, warp, warp, deviation=0.8)
+    one = expected_by_enumeration(score0[0, 0], score1[0, 0], warp[0], 0.8)
+    other = expected_by_enumeration(score1[0, 0], score0[0, 0], warp[0], 0.8)
+    assert float(loss) == pytest.approx(-(one + other) / 2, rel=1e-4)
+
+
+def test_expected_repeatability_of_cells_that_are_seen_in_part():
+    g = generator(2)
+    score0, score1 = (torch.randn(1, 1, 16, 24, generator=g) for _ in range(2))
+    warp = pixel_grid(16, 24)[None].clone()
+    warp[:, :, 5:8] = math.nan
+    warp[:, 10:, 20:] = math.nan
     loss = matching.expected_repeatability(score0, score1, warp, warp, deviation=0.8)
     one = expected_by_enumeration(score0[0, 0], score1[0, 0], warp[0], 0.8)
     other = expected_by_enumeration(score1[0, 0], score0[0, 0], warp[0], 0.8)

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.feature_store import ExampleFeatures, FeatureStore
+from training.data.feature_store import FeatureStore, ReferenceFeatures
 from training.data.feature_store import pack as features_entry
 from training.data.homography_pairs import HomographyConfig, HomographyPairs, project
+from training.data.label_store import KeypointLabels, LabelStore
+from training.data.label_store import pack as labels_entry
 from training.data.pairs import concatenate, pixel_grid
+from training.data.photo_store import StoreError
 from training.data.photometric import Photometric, blur, grey, jpeg
-from training.data.photos import Example, Photo, PhotoLoader, PhotoSource, load_photos, pyramid
+from training.data.photos import Photo, PhotoLoader, PhotoSource, ReferenceOctave, load_photos, pyramid
 from training.data.teacher_store import TeacherEntry, TeacherStore
-from training.samfeat.labels import KeypointLabels, LabelStore
 
 
 def smooth_photo(width=320, height=240, channels=1, seed=0):
@@ -97,7 +99,7 @@ def test_groups_edges_and_keypoints_move_with_the_picture():
 def test_photographs_without_teacher_join_a_batch_with_some():
     torch.manual_seed(4)
     taught = smooth_photo()
-    taught.groups = torch.ones(2, 240, 320, dtype=torch.int32)
+    taught.groups = torch.ones(2, 240, 320, dtype=torch.int16)
     taught.edges = torch.zeros(2, 240, 320, dtype=torch.bool)
     batch = HomographyPairs(PhotoSource([taught, smooth_photo(seed=1)]), (96, 64), "cpu", HomographyConfig()).sample(8)
     assert batch.has_teacher.sum() == 4
@@ -135,17 +137,33 @@ def test_what_was_made_of_another_size_is_refused(tmp_path, what):
             entry = TeacherEntry(np.ones((1, height, 60), np.uint16), np.zeros((1, height, 60), bool))
             store.write(name, entry.arrays(), entry.meta())
         elif what == "labels":
-            store.put(name, KeypointLabels(points, scores, (60, height)))
+            store.write(name, *labels_entry(KeypointLabels(points, scores, (60, height))))
         else:
-            features = ExampleFeatures(points, scores, np.zeros(1), np.ones((1, 4)), (60, height))
+            features = ReferenceFeatures(points, scores, np.zeros(1), np.ones((1, 4)), (60, height))
             store.write(name, *features_entry(features, "sift"))
     source = load_photos([photos], PhotoLoader(1, **{what: store}))
     assert [photo.name for photo in source.photos] == ["y"]
     assert "60x40" in source.skipped[0][1] and "60x41" in source.skipped[0][1]
 
 
+def test_groups_take_two_bytes_and_too_many_are_refused(tmp_path):
+    store = TeacherStore(tmp_path / "store")
+    store.create({})
+    for name, largest in (("few", 32767), ("many", 32768)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((40, 60, 3), np.uint8))
+        groups = np.full((1, 40, 60), largest, np.uint16)
+        entry = TeacherEntry(groups, groups > 0)
+        store.write(name, entry.arrays(), entry.meta())
+    source = load_photos([tmp_path], PhotoLoader(1, teacher=store))
+    (photo,) = source.photos
+    assert photo.groups.dtype == torch.int16 and photo.groups.unique().tolist() == [32767]
+    assert "has 32768 groups, expected at most 32767" in source.skipped[0][1]
+    torch.manual_seed(0)
+    assert pairs_of(photo).sample(1).groups0.max() == 32767
+
+
 def test_no_photographs_is_an_error_that_names_the_folder(tmp_path):
-    with pytest.raises(ValueError, match=str(tmp_path)):
+    with pytest.raises(StoreError, match=str(tmp_path)):
         load_photos([tmp_path], PhotoLoader(1))
 
 
@@ -182,22 +200,22 @@ def test_jpeg_loses_fine_detail_but_not_the_picture():
     assert 0 < (jpeg(noisy, 1.0) - noisy).abs().mean() < 0.06
 
 
-def exemplified_photo():
+def referenced_photo():
     """A photograph with 50 features in its first octave and 20 in its second."""
     photo = smooth_photo()
     rng = torch.Generator().manual_seed(0)
     for count in (50, 20):
         points = torch.rand(count, 2, generator=rng) * torch.tensor([319.0, 239.0])
         descriptors = torch.randn(count, 8, generator=rng).half()
-        photo.examples.append(Example(points, torch.linspace(3, -3, count), descriptors))
+        photo.references.append(ReferenceOctave(points, torch.linspace(3, -3, count), descriptors))
     return photo
 
 
-def test_an_examples_points_are_the_same_place_in_both_views():
+def test_reference_points_are_the_same_place_in_both_views():
     torch.manual_seed(3)
-    batch = pairs_of(exemplified_photo(), size=(256, 192), rotation_deg=30.0).sample(8)
-    assert (batch.example_descriptors[..., 0] != 0).sum(1).unique().tolist() == [20, 50]  # by the coarser view
-    for points0, points1, warp in zip(batch.example0, batch.example1, batch.warp01):
+    batch = pairs_of(referenced_photo(), size=(256, 192), rotation_deg=30.0).sample(8)
+    assert (batch.reference_descriptors[..., 0] != 0).sum(1).unique().tolist() == [20, 50]  # by the coarser view
+    for points0, points1, warp in zip(batch.reference0, batch.reference1, batch.warp01):
         shown = torch.isfinite(points0).all(-1) & torch.isfinite(points1).all(-1)
         at = points0[shown].round().long().clamp(min=0)
         carried = warp[at[:, 1].clamp(max=191), at[:, 0].clamp(max=255)]
@@ -206,7 +224,7 @@ def test_an_examples_points_are_the_same_place_in_both_views():
         assert ((carried - points1[shown])[known].norm(dim=-1) < 2.5).all() and known.sum() > 0
 
 
-def test_examples_are_joined_with_pairs_that_have_none():
-    with_example = pairs_of(exemplified_photo()).sample(1)
-    joined = concatenate([with_example, pairs_of(smooth_photo()).sample(1)])
-    assert torch.isfinite(joined.example0[0]).any() and joined.example0[1].isnan().all()
+def test_reference_features_are_joined_with_pairs_that_have_none():
+    with_reference = pairs_of(referenced_photo()).sample(1)
+    joined = concatenate([with_reference, pairs_of(smooth_photo()).sample(1)])
+    assert torch.isfinite(joined.reference0[0]).any() and joined.reference0[1].isnan().all()

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from training.data.megadepth_pairs import MegaDepthPairs, SceneInfo, app, read_depth
+from training.data.megadepth_pairs import MegaDepthPairs, SceneInfo, read_depth
 from training.data.scenes import SCENES, fly_through, load_textures, pinhole
 from training.data.stored_pairs import StoredPairs
+from training.pairs import app
 
 FRAMES = 6
 SIZES = [(160, 120), (120, 160)]  # portrait and landscape, as photographs are
@@ -36,7 +38,7 @@ def write_scene(root: Path, rendered, layout: str) -> Path:
         cv2.imwrite(str(images / f"{index}.jpg"), view.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
         with h5py.File(depths / f"{index}.h5", "w") as file:
             file["depth"] = view.depth
-    info = {
+    info: dict[str, Any] = {
         # both index files name the images by D2-Net's undistorted folder; a reconstruction has holes
         "image_paths": np.array([f"Undistorted_SfM/0007/images/{i}.jpg" for i in range(FRAMES)] + [None], object),
         "depth_paths": np.array([f"{ARCHIVE}/depths/{i}.h5" for i in range(FRAMES)] + [None], object),
@@ -121,9 +123,17 @@ def test_what_is_wrong_is_named(tmp_path):
 
 
 def test_the_command_fills_a_cache(root, tmp_path):
-    arguments = ["--root", str(root), "--scene-info", str(root / "scene_info"), "--output", str(tmp_path / "cache")]
+    arguments = [
+        "megadepth",
+        "--root",
+        str(root),
+        "--scene-info",
+        str(root / "scene_info"),
+        "--output",
+        str(tmp_path / "cache"),
+    ]
     result = CliRunner().invoke(app, [*arguments, "--pairs", "2", "--width", "64", "--height", "48"])
     assert result.exit_code == 0, result.output
     assert StoredPairs(tmp_path / "cache")[0]["image1"].shape == (48, 64, 3)
-    result = CliRunner().invoke(app, ["--root", str(root), "--scene-info", "/none", "--output", str(tmp_path / "x")])
+    result = CliRunner().invoke(app, [*arguments[:3], "--scene-info", "/none", "--output", str(tmp_path / "x")])
     assert result.exit_code == 1 and "/none" in result.output

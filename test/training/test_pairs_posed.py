@@ -12,7 +12,6 @@ from samfeat_core.sequence import ImageSequence
 from training.data.posed_pairs import (
     PosedPairs,
     View,
-    app,
     dense_warp,
     kinect_depth_to_colour,
     make_pair,
@@ -21,11 +20,13 @@ from training.data.posed_pairs import (
 )
 from training.data.scenes import SCENES, camera_pose, fly_through, load_textures, pinhole
 from training.data.stored_pairs import StoredPairs
+from training.environment import data_folder
+from training.pairs import app
 from training.render_sequence import write_frame, write_numbers
 
 SIZE = (160, 120)
 MATRIX = pinhole(SIZE, 65)
-KITCHEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "posed" / "kitchen_rgbd"
+KITCHEN = Path(__file__).parents[2] / data_folder() / "posed" / "kitchen_rgbd"
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +128,11 @@ def test_too_little_is_said(folder, tmp_path):
 
 
 def test_the_command_fills_a_cache(folder, tmp_path):
-    arguments = ["--folder", str(folder), "--output", str(tmp_path / "c"), "--pairs", "3", "--width", "80"]
+    arguments = ["posed", "--folder", str(folder), "--output", str(tmp_path / "c"), "--pairs", "3", "--width", "80"]
     result = CliRunner().invoke(app, [*arguments, "--height", "60", "--no-refine"])
     assert result.exit_code == 0, result.output
     assert len(StoredPairs(tmp_path / "c")) == 3
-    result = CliRunner().invoke(app, ["--folder", "/nowhere", "--output", str(tmp_path / "d")])
+    result = CliRunner().invoke(app, ["posed", "--folder", "/nowhere", "--output", str(tmp_path / "d")])
     assert result.exit_code == 1 and "/nowhere" in result.output
 
 

@@ -12,8 +12,8 @@ from samfeat_core.poses import relative_pose
 from training.data.posed_pairs import View, dense_warp, make_pair
 from training.data.scene_pairs import ScenePairs
 from training.data.scenes import Quad, Scene, camera_pose, pinhole, texture_paths
-from training.data.scenes import app as scenes_app
 from training.data.stored_pairs import PairSampler, StoredPairs, crop_pair, read_pair, store_pairs, to_batch, write_pair
+from training.pairs import app
 
 SIZE = (160, 120)
 MATRIX = pinhole(SIZE, 65)
@@ -139,7 +139,7 @@ def test_stored_pairs_come_back_the_same(tmp_path, pairs):
         StoredPairs(tmp_path)[1]
 
 
-def test_storing_goes_on_where_it_was_cut_off(tmp_path, pairs):
+def test_storing_continues_where_it_was_cut_off(tmp_path, pairs):
     class Half:
         asked: list[int] = []
 
@@ -194,6 +194,25 @@ def test_the_sampler_visits_every_pair_and_repeats_by_seed(pairs):
     assert torch.equal(again.image0, seen[:2])
 
 
+class Numbered:
+    """20 pairs that differ in the colour of their first image."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        image, warp = np.full((8, 8, 3), index, np.uint8), np.zeros((8, 8, 2), np.float32)
+        return {"image0": image, "image1": image, "warp01": warp, "warp10": warp}
+
+
+def test_every_epoch_of_the_sampler_has_an_order_of_its_own():
+    torch.manual_seed(0)
+    sampler = PairSampler(Numbered())
+    epochs = [(sampler.sample(20).image0[:, 0, 0, 0] * 255).round().int().tolist() for _ in range(3)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, list(range(20))]}) == 4
+
+
 def test_views_of_different_things_make_no_pair():
     image, depth = np.zeros((60, 80, 3), np.uint8), np.full((60, 80), 2, np.float32)
     view = View(image, depth, pinhole((80, 60)))
@@ -202,9 +221,11 @@ def test_views_of_different_things_make_no_pair():
 
 
 def test_the_command_fills_a_cache(tmp_path):
-    arguments = ["render-pairs", "--textures", "skimage", "--output", str(tmp_path), "--pairs", "2", "--width", "64"]
-    result = CliRunner().invoke(scenes_app, [*arguments, "--height", "48", "--scenes", "planes"])
+    arguments = ["scenes", "--textures", "skimage", "--output", str(tmp_path), "--pairs", "2", "--width", "64"]
+    result = CliRunner().invoke(app, [*arguments, "--height", "48", "--scenes", "planes"])
     assert result.exit_code == 0, result.output
     assert StoredPairs(tmp_path)[1]["image0"].shape == (48, 64, 3)
-    result = CliRunner().invoke(scenes_app, [*arguments, "--height", "64"])
+    result = CliRunner().invoke(app, [*arguments, "--height", "64"])
     assert result.exit_code == 1 and "other settings" in result.output
+    result = CliRunner().invoke(app, [*arguments, "--scenes", "moon"])
+    assert result.exit_code == 2 and "scene kind ['moon']: expected some of room" in result.output

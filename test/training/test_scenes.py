@@ -159,14 +159,15 @@ def test_render_sequence_writes_the_folder_layout_and_is_idempotent(tmp_path):
     sequence = ImageSequence.read(tmp_path / "s")
     assert len(sequence) == 6 and sequence.image(0).shape == (64, 96, 3)
     assert sequence.depth(5).min() > 0.2
+    assert sequence.times is not None
     np.testing.assert_allclose(np.diff(sequence.times), 0.05)
     stamp = (tmp_path / "s/image/000003.jpg").stat().st_mtime_ns
     assert "already" in CliRunner().invoke(render_app, arguments).output
     assert (tmp_path / "s/image/000003.jpg").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("wrong", [["--textures", "/does/not/exist"], ["--scene", "moon"]])
-def test_render_sequence_says_what_is_wrong(tmp_path, wrong):
+@pytest.mark.parametrize(("wrong", "code"), [(["--textures", "/does/not/exist"], 1), (["--scene", "moon"], 2)])
+def test_render_sequence_says_what_is_wrong(tmp_path, wrong, code):
     result = CliRunner().invoke(render_app, ["--output", str(tmp_path / "s"), "--frames", "2", *wrong])
-    assert result.exit_code != 0 and wrong[1] in result.output
+    assert result.exit_code == code and wrong[1] in result.output
     assert not (tmp_path / "s" / "image").exists()

@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from training.data.photo_store import StoreError, find_photos
-from training.data.teacher_store import compact
-from training.samfeat.teacher import TeacherEntry, TeacherStore, borders
+from training.data.teacher_store import TeacherEntry, TeacherStore, borders, compact
 from training.teach import app
 
 REPOSITORY = Path(__file__).parents[2]
@@ -161,7 +160,7 @@ def test_full_disk(data):
     """The temporary file of one entry is a link to /dev/full, so that writing it fails as on a full disk."""
     arguments = ("annotations", data / "photos", data / "segments", data / "store")
     (data / "store/sub").mkdir(parents=True)
-    (data / "store/sub/.b.npz.tmp").symlink_to("/dev/full")
+    (data / "store/sub/.b.partial.npz").symlink_to("/dev/full")
     result = run(*arguments)
     assert result.exit_code == 1
     assert "sub/b.npz: the disk is full" in result.output and "Traceback" not in result.output
@@ -187,12 +186,12 @@ def test_killed_at_any_moment_it_continues(tmp_path):
     for wanted in (3, 12):
         process = start("killed")
         deadline = time.monotonic() + 60
-        while len(list((tmp_path / "killed").glob("*.npz"))) < wanted and time.monotonic() < deadline:
+        store = TeacherStore(tmp_path / "killed")
+        while len(store.names()) < wanted and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.003)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        store = TeacherStore(tmp_path / "killed")
         names = store.names()
         assert wanted <= len(names) < 40
         assert all(store.entry(name).groups.shape == (2, 200, 300) for name in names)

@@ -19,8 +19,9 @@ from segment_anything.modeling import (  # noqa: E402
     TwoWayTransformer,
 )
 
+from samfeat_core.errors import UsageError  # noqa: E402
 from training.data.photo_store import StoreError  # noqa: E402
-from training.samfeat.teacher import TeacherStore, borders  # noqa: E402
+from training.data.teacher_store import TeacherStore, borders  # noqa: E402
 from training.samfeat.teacher.sam import MaskOptions, SamTeacher, load_sam, merge_masks  # noqa: E402
 from training.teach import app  # noqa: E402
 
@@ -146,7 +147,7 @@ def test_command(registered, tmp_path, photograph):
 
 def test_wrong_checkpoints_are_named(registered, tmp_path):
     assert isinstance(load_sam("vit_b", registered, "cpu"), Sam)
-    with pytest.raises(StoreError, match="unknown SAM model 'vit_x'"):
+    with pytest.raises(UsageError, match="unknown SAM model 'vit_x'"):
         load_sam("vit_x", registered, "cpu")
     with pytest.raises(StoreError, match="missing.pth: no such SAM checkpoint"):
         load_sam("vit_b", tmp_path / "missing.pth", "cpu")
@@ -168,4 +169,4 @@ def test_command_without_checkpoint(tmp_path, photograph):
     result = CliRunner().invoke(app, [*command, "--device", "cpu"])
     assert result.exit_code == 1 and "no.pth: no such SAM checkpoint" in result.output
     result = CliRunner().invoke(app, [*command, "--device", "abacus"])
-    assert result.exit_code == 1 and "device 'abacus' cannot be used" in result.output
+    assert result.exit_code == 2 and "device is 'abacus', expected one of auto, cuda, cpu" in result.output

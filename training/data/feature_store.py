@@ -1,6 +1,6 @@
 """The feature store: what an extractor finds in photographs, for a network to imitate.
 
-A `training.data.photo_store` folder (format "samfeat example features") whose entries hold, for n keypoints of all
+A `training.data.photo_store` folder (format "samfeat reference features") whose entries hold, for n keypoints of all
 octaves,
 
     keypoints    (n, 2) float32  x, y in pixels of the photograph
@@ -22,12 +22,13 @@ from samfeat_core.classic import Extractor
 from samfeat_core.features import Features
 from training.data.photo_store import PhotoStore, SkipPhoto, StoreError
 
-FORMAT = "samfeat example features"
+FORMAT = "samfeat reference features"
+FORMER_FORMAT = "samfeat example features"  # of stores that were begun before 0.2.0; the entries are the same
 SMALLEST = 64  # pixels on the shorter side of an octave
 
 
 @dataclass(frozen=True)
-class ExampleFeatures:
+class ReferenceFeatures:
     """Features of one photograph; see the module for the arrays."""
 
     keypoints: np.ndarray
@@ -38,12 +39,12 @@ class ExampleFeatures:
 
 
 class FeatureStore(PhotoStore):
-    """A folder of features to imitate."""
+    """A folder of reference features."""
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder, FORMAT)
+        super().__init__(folder, FORMAT, FORMER_FORMAT)
 
-    def features(self, name: str) -> ExampleFeatures:
+    def features(self, name: str) -> ReferenceFeatures:
         """The features of a photograph.
 
         Raises:
@@ -53,10 +54,10 @@ class FeatureStore(PhotoStore):
         with self.parsing(name):
             size = int(meta["width"]), int(meta["height"])  # type: ignore[call-overload]
             keypoints, scores = arrays["keypoints"], arrays["scores"]
-            return ExampleFeatures(keypoints, scores, arrays["octaves"], arrays["descriptors"], size)
+            return ReferenceFeatures(keypoints, scores, arrays["octaves"], arrays["descriptors"], size)
 
 
-def pack(features: ExampleFeatures, extractor: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+def pack(features: ReferenceFeatures, extractor: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """An entry's arrays and meta, as `training.data.photo_store.fill` writes them."""
     width, height = features.image_size
     arrays: dict[str, np.ndarray] = {
@@ -68,7 +69,7 @@ def pack(features: ExampleFeatures, extractor: str) -> tuple[dict[str, np.ndarra
     return arrays, {"width": width, "height": height, "extractor": extractor}
 
 
-def look(image: np.ndarray, extractor: Extractor, octaves: int, long_side: int) -> ExampleFeatures:
+def look(image: np.ndarray, extractor: Extractor, octaves: int, long_side: int) -> ReferenceFeatures:
     """What the extractor finds in a photograph (H, W, 3) BGR uint8 and in its halves.
 
     Args:
@@ -93,7 +94,7 @@ def look(image: np.ndarray, extractor: Extractor, octaves: int, long_side: int) 
         parts.append(Features(at.astype(np.float32), found.scores, found.descriptors, (width, height)))
     if not parts:
         raise SkipPhoto(f"{width}x{height} pixels are too few: at least {SMALLEST} on each side")
-    return ExampleFeatures(
+    return ReferenceFeatures(
         np.concatenate([part.keypoints for part in parts]),
         np.concatenate([part.scores for part in parts]),
         np.concatenate([np.full(len(part), octave) for octave, part in enumerate(parts)]),

@@ -1,10 +1,11 @@
-"""Where points of one view are in another: through homographies and through depth.
+"""Where points of one view are in another: through scaling and cutting, homographies, and depth.
 
-For NumPy arrays and torch tensors alike, as `samfeat_core.poses`.
+Points are NumPy arrays and torch tensors alike, as `samfeat_core.poses`.
 """
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 
@@ -13,6 +14,30 @@ from samfeat_core.two_view import normalize_points, to_homogeneous
 
 # Depth readings around a point further apart than this belong to two surfaces: none of their means lies on either.
 _DEPTH_EDGE = 0.05
+
+
+def cover(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of an image after it was scaled until it just covers the (width, height) `size`."""
+    scale = max(size[0] / image_size[0], size[1] / image_size[1])
+    return max(size[0], round(image_size[0] * scale)), max(size[1], round(image_size[1] * scale))
+
+
+def scale_and_cut(
+    image: np.ndarray, matrix: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, ...) scaled to (width, height) `scaled`, then cut to `size` at `corner` (left, top).
+
+    Returns:
+        the image, and its camera matrix (3, 3) float64.
+    """
+    height, width = image.shape[:2]
+    (left, top), ratio = corner, np.array(scaled) / (width, height)
+    if scaled != (width, height):
+        image = cv2.resize(image, scaled, interpolation=cv2.INTER_AREA if ratio.min() < 1 else cv2.INTER_LINEAR)
+    moved = matrix.astype(np.float64)
+    moved[:2] *= ratio[:, None]
+    moved[:2, 2] += 0.5 * ratio - 0.5 - corner
+    return np.ascontiguousarray(image[top : top + size[1], left : left + size[0]]), moved
 
 
 def warp_homography(points: Array, homography: Array) -> Array:

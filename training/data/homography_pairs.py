@@ -18,7 +18,7 @@ from training.data.geometry import sampling_grid
 from training.data.pairs import PairBatch, pixel_grid
 from training.data.photos import Photo, PhotoSource
 
-EXAMPLES = 1024  # an example's best keypoints, per photograph
+REFERENCES = 1024  # the best keypoints of the reference extractor, per photograph
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class HomographyPairs:
         batch = PairBatch(images[0], images[1], warp01, warp10, torch.tensor([p.has_teacher for p in photos]))
         batch.has_teacher = batch.has_teacher.to(self.device)
         self._add_teacher(batch, photos, coordinates[0], inside[0])
-        if self.photos.exemplified:
-            self._add_examples(batch, photos, views, [max(both) for both in zip(*widths)])
+        if self.photos.referenced:
+            self._add_references(batch, photos, views, [max(both) for both in zip(*widths)])
         return batch
 
     def state(self) -> list[int]:
@@ -98,7 +98,9 @@ class HomographyPairs:
         scale = fit * uniform(count, self.config.min_crop, 1.0)
         room = (sizes - scale[:, None] * view).clamp(min=0)
         corner = torch.rand(count, 2) * room
-        mirror = (torch.rand(count) < 0.5) & (not self.photos.exemplified)  # the example saw no mirrored photograph
+        mirror = (torch.rand(count) < 0.5) & (
+            not self.photos.referenced
+        )  # the reference extractor saw no mirrored photograph
         matrix = torch.zeros(count, 3, 3)
         matrix[:, 0, 0] = torch.where(mirror, -scale, scale)
         matrix[:, 1, 1] = scale
@@ -161,24 +163,24 @@ class HomographyPairs:
         if self.photos.labelled:
             batch.keypoints0 = torch.stack([self._keypoint_map(p, a, i) for p, a, i in zip(photos, at, inside)])
 
-    def _add_examples(self, batch: PairBatch, photos: list[Photo], views: Tensor, widths: list[float]) -> None:
-        """The example's features, both views told the same: those for the coarser one's pixel width."""
+    def _add_references(self, batch: PairBatch, photos: list[Photo], views: Tensor, widths: list[float]) -> None:
+        """The reference features in both views: of one octave, that of the coarser view's pixel width."""
         count = len(photos)
-        nowhere = torch.full((count, EXAMPLES, 2), float("nan"), device=self.device)
-        batch.example0, batch.example1 = nowhere, nowhere.clone()
-        batch.example_logits = torch.zeros(count, EXAMPLES, device=self.device)
-        dimension = next(photo.examples[0].descriptors.shape[1] for photo in self.photos.photos if photo.examples)
-        batch.example_descriptors = torch.zeros(count, EXAMPLES, dimension, device=self.device)
+        nowhere = torch.full((count, REFERENCES, 2), float("nan"), device=self.device)
+        batch.reference0, batch.reference1 = nowhere, nowhere.clone()
+        batch.reference_logits = torch.zeros(count, REFERENCES, device=self.device)
+        dimension = next(photo.references[0].descriptors.shape[1] for photo in self.photos.photos if photo.references)
+        batch.reference_descriptors = torch.zeros(count, REFERENCES, dimension, device=self.device)
         into_views = torch.linalg.inv(views)
         for index, (photo, width) in enumerate(zip(photos, widths)):
-            example = photo.example(width)
-            if example is None:
+            reference = photo.reference(width)
+            if reference is None:
                 continue
-            n = min(len(example.points), EXAMPLES)
-            for points, into_view in zip((batch.example0, batch.example1), into_views[:, index]):
-                points[index, :n] = self._shown(project(into_view[None], example.points[None, :n])[0])
-            batch.example_logits[index, :n] = example.logits[:n]
-            batch.example_descriptors[index, :n] = example.descriptors[:n].float()
+            n = min(len(reference.points), REFERENCES)
+            for points, into_view in zip((batch.reference0, batch.reference1), into_views[:, index]):
+                points[index, :n] = self._shown(project(into_view[None], reference.points[None, :n])[0])
+            batch.reference_logits[index, :n] = reference.logits[:n]
+            batch.reference_descriptors[index, :n] = reference.descriptors[:n].float()
 
     def _shown(self, points: Tensor) -> Tensor:
         """Positions (n, 2), NaN where they are outside the view."""

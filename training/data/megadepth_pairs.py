@@ -6,9 +6,8 @@
     SCENE_INFO/*.npz    image_paths, depth_paths, intrinsics (N, 3, 3), poses (N, 4, 4) world-to-camera, and either
                         overlap_matrix (N, N) (D2-Net's files) or pair_infos [((i, j), overlap, ...)] (LoFTR's)
 
-    python -m training.data.megadepth_pairs --root ROOT --scene-info SCENE_INFO --output CACHE --pairs 20000
-
-keeps pairs in a cache. Scene information files may be pickles, as they were published: load only those you trust.
+`python -m training.pairs megadepth` stores pairs. Scene information files may be pickles, as they were published: load
+only those you trust.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import typer
 
 from training.data.posed_pairs import View, common_share, make_pair
-from training.data.stored_pairs import Pair, store_pairs
+from training.data.stored_pairs import Pair
 
 _UNDISTORTED = re.compile(r"^Undistorted_SfM/(?P<scene>[^/]+)/images/(?P<name>[^/]+)$")
 _MAX_DEPTH_ASPECT = 0.02  # relative difference of the shapes of image and depth map, beyond which they do not belong
@@ -195,37 +193,3 @@ def _match_shape(depth: np.ndarray, image: np.ndarray, path: Path) -> np.ndarray
     if abs((width * h) / (height * w) - 1) > _MAX_DEPTH_ASPECT:
         raise ValueError(f"{path}: depth of {w}x{h} does not belong to an image of {width}x{height}")
     return depth if (h, w) == (height, width) else cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST)
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def store(
-    root: Path = typer.Option(..., help="Folder that the paths in the scene information are relative to."),
-    scene_info: Path = typer.Option(..., help="Folder of scene information files, or one file."),
-    output: Path = typer.Option(..., help="Cache folder; what is there already is kept."),
-    pairs: int = typer.Option(0, min=0, help="Number of pairs, 0 = all."),
-    width: int = typer.Option(400, min=16),
-    height: int = typer.Option(400, min=16),
-    min_overlap: float = typer.Option(0.1, min=0.0, max=1.0),
-    max_overlap: float = typer.Option(0.9, min=0.0, max=1.0),
-    pairs_per_scene: int = typer.Option(200, min=1, help="At most that many pairs of a scene."),
-    seed: int = typer.Option(0),
-) -> None:
-    """Compute pairs of MegaDepth once and keep them."""
-    overlap = (min_overlap, max_overlap)
-    settings = dict(source="megadepth", scene_info=scene_info.name, size=[width, height], overlap=overlap,
-                    pairs_per_scene=pairs_per_scene, seed=seed)  # fmt: skip
-    try:
-        source = MegaDepthPairs(root, scene_info, (width, height), overlap, pairs_per_scene, seed=seed)
-        if pairs:
-            source.pairs = source.pairs[:pairs]
-        store_pairs(source, output, settings, "MegaDepth")
-    except (ValueError, OSError) as error:
-        typer.echo(f"training.data.megadepth_pairs: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-if __name__ == "__main__":
-    app()

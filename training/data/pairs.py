@@ -1,4 +1,4 @@
-"""Training pairs: two views, and for every pixel of either where it is in the other."""
+"""A batch of training pairs, as every source of them makes it: two views, and where each pixel is in the other view."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class PairBatch:
         edges0: (B, 1, H, W) float32 teacher's edge map in {0, 1}; None likewise.
         embedding0: (B, 256, H/8, W/8) float32 teacher's embedding in the frame of image0; None likewise.
         keypoints0: (B, 1, H, W) float32 pseudo-labelled keypoints of image0 in {0, 1}; None where unlabelled.
-        example0, example1: (B, N, 2) float32 an example's keypoints in either image, row i of both the same
-            point, NaN where it is not shown; None where no image has any.
-        example_logits: (B, N) float32 how sure the example is of them.
-        example_descriptors: (B, N, E) float32 unit rows.
+        reference0, reference1: (B, N, 2) float32 keypoints of another extractor, whose features are to be imitated, in
+            either image. Row i of both is the same point; NaN where an image does not show it. None where none has any.
+        reference_logits: (B, N) float32 log-odds of the scores that it gives to them.
+        reference_descriptors: (B, N, E) float32 its descriptors, unit rows.
     """
 
     image0: Tensor
@@ -36,10 +36,10 @@ class PairBatch:
     edges0: Tensor | None = None
     embedding0: Tensor | None = None
     keypoints0: Tensor | None = None
-    example0: Tensor | None = None
-    example1: Tensor | None = None
-    example_logits: Tensor | None = None
-    example_descriptors: Tensor | None = None
+    reference0: Tensor | None = None
+    reference1: Tensor | None = None
+    reference_logits: Tensor | None = None
+    reference_descriptors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image0)
@@ -61,7 +61,7 @@ class PairBatch:
 
 
 def concatenate(batches: list[PairBatch]) -> PairBatch:
-    """One batch of several; a teacher map that only some have is zeros for the others, labels are NaN (unknown)."""
+    """One batch of several. Maps that only some have are NaN for the others (`UNKNOWN`) or 0."""
     if len(batches) == 1:
         return batches[0]
     joined: dict[str, Tensor | None] = {}
@@ -77,7 +77,8 @@ def concatenate(batches: list[PairBatch]) -> PairBatch:
     return PairBatch(**joined)  # type: ignore[arg-type]
 
 
-UNKNOWN = ("keypoints0", "example0", "example1")  # NaN where an image has none; the other maps are 0
+# Where an image has none of these, they are NaN: 0 would say that there are no keypoints.
+UNKNOWN = ("keypoints0", "reference0", "reference1")
 
 
 def _missing(name: str, like: Tensor, count: int) -> Tensor:

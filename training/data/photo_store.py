@@ -25,29 +25,31 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+from samfeat_core.errors import SamfeatError, UsageError
+from samfeat_core.files import IMAGE_SUFFIXES, is_image, write_bytes
+from training.progress import progress
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class StoreError(Exception):
-    """What stops a run: one line for the user."""
+class StoreError(SamfeatError):
+    """A store cannot be read or written, or there is nothing to fill it with."""
 
 
 class SkipPhoto(Exception):
-    """This photograph cannot be used; the text says why. The run lists it and goes on."""
+    """This photograph cannot be used; the text says why. The run lists it and takes the next one."""
 
 
 @dataclass(frozen=True)
-class Photo:
+class PhotoFile:
     """A photograph: its name in every store (path below the folder given, no suffix, '/' between parts), its file."""
 
     name: str
     path: Path
 
 
-def find_photos(folder: str | Path) -> list[Photo]:
+def find_photos(folder: str | Path) -> list[PhotoFile]:
     """All photographs below a folder, sorted by name.
 
     Raises:
@@ -58,15 +60,15 @@ def find_photos(folder: str | Path) -> list[Photo]:
         raise StoreError(f"{root}: no such folder of photographs")
     found: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in PHOTO_SUFFIXES or path.name.startswith("."):
+        if not is_image(path):
             continue
         name = path.relative_to(root).with_suffix("").as_posix()
         if name in found:
             raise StoreError(f"{path} and {found[name].name} have the same name: rename or remove one of them")
         found[name] = path
     if not found:
-        raise StoreError(f"{root}: no photographs in it ({', '.join(PHOTO_SUFFIXES)})")
-    return [Photo(name, path) for name, path in sorted(found.items())]
+        raise StoreError(f"{root}: no photographs in it ({', '.join(IMAGE_SUFFIXES)})")
+    return [PhotoFile(name, path) for name, path in sorted(found.items())]
 
 
 def read_photo(path: str | Path, grey: bool = False) -> np.ndarray:
@@ -92,14 +94,14 @@ def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes, as torchrun sets them; (0, 1) alone.
 
     Raises:
-        StoreError: RANK and WORLD_SIZE do not fit together.
+        UsageError: RANK and WORLD_SIZE do not fit together.
     """
     try:
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError as error:
-        raise StoreError(f"RANK and WORLD_SIZE must be integers: {error}") from error
+        raise UsageError(f"RANK and WORLD_SIZE must be integers: {error}") from error
     if not 0 <= rank < world:
-        raise StoreError(f"RANK={rank} is not below WORLD_SIZE={world}")
+        raise UsageError(f"RANK={rank} is not below WORLD_SIZE={world}")
     return rank, world
 
 
@@ -109,13 +111,14 @@ class PhotoStore:
     Args:
         folder: where it is.
         format_name: what it holds, as in store.json.
+        former_name: what store.json may say instead, where the format had another name.
     """
 
     VERSION = 1
 
-    def __init__(self, folder: str | Path, format_name: str) -> None:
+    def __init__(self, folder: str | Path, format_name: str, former_name: str | None = None) -> None:
         self.folder = Path(folder)
-        self.format_name = format_name
+        self.format_name, self.former_name = format_name, former_name
 
     def create(self, settings: dict[str, object]) -> None:
         """Starts a store written with these settings, or continues one that was.
@@ -127,8 +130,8 @@ class PhotoStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._manifest.exists():
                 manifest = {"format": self.format_name, "version": self.VERSION, "settings": settings}
-                # Ranks start at the same time and write the same text: each through a file of its own.
-                write_atomically(self._manifest, json.dumps(manifest, indent=1).encode(), tag=f".{os.getpid()}")
+                # Ranks start at the same time and write the same text: the last one stays.
+                write_bytes(self._manifest, json.dumps(manifest, indent=1).encode())
         except OSError as error:
             raise store_error(error, self.folder) from error
         stored = self.settings()
@@ -151,7 +154,7 @@ class PhotoStore:
             raise StoreError(f"{self.folder}: no {self.format_name} there (store.json is missing)") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self._manifest}: not readable as a {self.format_name}'s manifest: {error}") from error
-        if kind != (self.format_name, self.VERSION):
+        if kind not in ((self.format_name, self.VERSION), (self.former_name, self.VERSION)):
             expected = f"expected {self.format_name!r} version {self.VERSION}"
             raise StoreError(f"{self.folder} holds {kind[0]!r} version {kind[1]}, {expected}")
         return settings
@@ -191,7 +194,7 @@ class PhotoStore:
         try:
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"version": self.VERSION, **meta})
-            write_atomically(self.path(name), _pack({**arrays, "meta": np.array(text)}))
+            write_bytes(self.path(name), _pack({**arrays, "meta": np.array(text)}), shared=False)
         except OSError as error:
             raise store_error(error, self.path(name)) from error
 
@@ -212,7 +215,7 @@ class PhotoStore:
 
     @contextmanager
     def parsing(self, name: str) -> Iterator[None]:
-        """Within it, an entry that lacks something or holds something else becomes a StoreError that names the file."""
+        """Turns errors of reading an entry's arrays and meta into a StoreError that names the file."""
         try:
             yield
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -225,7 +228,7 @@ class PhotoStore:
 
 @dataclass
 class Report:
-    """What a run did: entries written, entries that were there already, and (name, reason) of what it left out."""
+    """What `fill` did: numbers of entries written and already there, and (name, reason) of photographs left out."""
 
     written: int = 0
     kept: int = 0
@@ -233,10 +236,10 @@ class Report:
 
 
 Note = Callable[[str], None]
-Work = Callable[[Photo, Note], "tuple[dict[str, np.ndarray], dict[str, object]]"]
+Work = Callable[[PhotoFile, Note], "tuple[dict[str, np.ndarray], dict[str, object]]"]
 
 
-def fill(store: PhotoStore, photos: Iterable[Photo], work: Work, title: str) -> Report:
+def fill(store: PhotoStore, photos: Iterable[PhotoFile], work: Work, title: str) -> Report:
     """Computes the missing entries of this rank's share of the photographs, with a progress bar.
 
     Args:
@@ -250,7 +253,7 @@ def fill(store: PhotoStore, photos: Iterable[Photo], work: Work, title: str) -> 
     share = sorted(photos, key=lambda photo: photo.name)[rank::world]
     missing = [photo for photo in share if photo.name not in store]
     report = Report(kept=len(share) - len(missing))
-    with tqdm(total=len(share), initial=report.kept, desc=title, unit="photo", position=rank) as bar:
+    with progress(None, title, "photo", total=len(share), initial=report.kept, position=rank) as bar:
         for photo in missing:
             notes: list[str] = []
             try:
@@ -272,7 +275,7 @@ def fill(store: PhotoStore, photos: Iterable[Photo], work: Work, title: str) -> 
 def _list_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
     try:
         if skipped:
-            write_atomically(path, "".join(f"{name}: {reason}\n" for name, reason in skipped).encode())
+            write_bytes(path, "".join(f"{name}: {reason}\n" for name, reason in skipped).encode())
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -290,24 +293,6 @@ def _pack(arrays: dict[str, np.ndarray]) -> bytes:
             # A ZipInfo of its own carries a fixed date: equal entries are equal files.
             archive.writestr(zipfile.ZipInfo(f"{key}.npy"), member.getvalue(), compress_type=method)
     return buffer.getvalue()
-
-
-def write_atomically(path: Path, data: bytes, tag: str = "") -> None:
-    """Writes a file that is there whole or not at all. What a killed run leaves behind, the next one overwrites.
-
-    Raises:
-        OSError: see `store_error`.
-    """
-    temporary = path.with_name(f".{path.name}{tag}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def store_error(error: OSError, path: Path) -> StoreError:

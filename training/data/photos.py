@@ -19,11 +19,14 @@ from training.data.feature_store import FeatureStore
 from training.data.label_store import LabelStore
 from training.data.photo_store import SkipPhoto, StoreError, find_photos, read_photo
 from training.data.teacher_store import TeacherStore
+from training.progress import progress
+
+MOST_GROUPS = np.iinfo(np.int16).max
 
 
 @dataclass
-class Example:
-    """What another extractor finds in one octave of a photograph.
+class ReferenceOctave:
+    """What another extractor, whose features are to be imitated, finds in one octave of a photograph.
 
     Attributes:
         points: (n, 2) float32 in pixels of the full level, best first.
@@ -35,8 +38,8 @@ class Example:
     logits: Tensor
     descriptors: Tensor
 
-    def to(self, device: torch.device | str) -> Example:
-        return Example(self.points.to(device), self.logits.to(device), self.descriptors.to(device))
+    def to(self, device: torch.device | str) -> ReferenceOctave:
+        return ReferenceOctave(self.points.to(device), self.logits.to(device), self.descriptors.to(device))
 
 
 @dataclass
@@ -46,10 +49,10 @@ class Photo:
     Attributes:
         name: its path below the folder it came from, without suffix.
         levels: uint8 (C, h, w) at full, half and quarter size; C = 1 grey or 3 RGB.
-        groups, edges: (K, h, w) alternative label maps (int32) and their border maps (bool), or None.
+        groups, edges: (K, h, w) alternative label maps (int16) and their border maps (bool), or None.
         embedding: (256, 64, 64) float16 of the SAM encoder, or None.
         keypoints: (n, 2) float32 labelled keypoints in pixels of the full level, or None.
-        examples: features to imitate, by octave; empty without.
+        references: features to imitate, by octave; empty without.
     """
 
     name: str
@@ -58,7 +61,7 @@ class Photo:
     edges: Tensor | None = None
     embedding: Tensor | None = None
     keypoints: Tensor | None = None
-    examples: list[Example] = field(default_factory=list)
+    references: list[ReferenceOctave] = field(default_factory=list)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,14 +76,14 @@ class Photo:
         """The pyramid level to sample from when one view pixel spans `step` photograph pixels."""
         return 0 if step < 1.5 else 1 if step < 3 else 2
 
-    def example(self, step: float) -> Example | None:
+    def reference(self, step: float) -> ReferenceOctave | None:
         """The features of the octave whose pixels are nearest to `step` photograph pixels wide."""
         octave = round(math.log2(max(step, 1.0)))
-        return self.examples[min(octave, len(self.examples) - 1)] if self.examples else None
+        return self.references[min(octave, len(self.references) - 1)] if self.references else None
 
     def to(self, device: torch.device | str) -> Photo:
         self.levels = [level.to(device) for level in self.levels]
-        self.examples = [example.to(device) for example in self.examples]
+        self.references = [octave.to(device) for octave in self.references]
         for name in ("groups", "edges", "embedding", "keypoints"):
             value = getattr(self, name)
             if value is not None:
@@ -105,7 +108,7 @@ class PhotoSource:
         self.taught = any(photo.groups is not None for photo in self.photos)
         self.embedded = any(photo.embedding is not None for photo in self.photos)
         self.labelled = any(photo.keypoints is not None for photo in self.photos)
-        self.exemplified = any(photo.examples for photo in self.photos)
+        self.referenced = any(photo.references for photo in self.photos)
 
     def draw(self, count: int) -> list[Photo]:
         """The next `count` photographs of the shuffled order (torch's global generator)."""
@@ -154,7 +157,7 @@ class PhotoLoader:
         photo = Photo(name, pyramid(planes))
         self._add_teacher(photo, path, size)
         self._add_labels(photo, path, size)
-        self._add_examples(photo, path, size)
+        self._add_references(photo, path, size)
         return photo
 
     def _add_teacher(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
@@ -163,7 +166,9 @@ class PhotoLoader:
             return
         entry = self.teacher.entry(entry_name)
         check_size(size, entry.image_size, "the teacher")
-        photo.groups = torch.from_numpy(entry.groups.astype(np.int32))
+        if entry.groups.max(initial=0) > MOST_GROUPS:
+            raise SkipPhoto(f"has {entry.groups.max()} groups, expected at most {MOST_GROUPS}")
+        photo.groups = torch.from_numpy(entry.groups.astype(np.int16))  # half of int32, on the training device
         photo.edges = torch.from_numpy(entry.edges)
         photo.embedding = None if entry.embedding is None else torch.from_numpy(entry.embedding)
 
@@ -175,18 +180,18 @@ class PhotoLoader:
         check_size(size, entry.image_size, "the labeller")
         photo.keypoints = resized(entry.keypoints, size, photo.size)
 
-    def _add_examples(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
+    def _add_references(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
         entry_name = self.features.find(path) if self.features is not None else None
         if self.features is None or entry_name is None:
             return
         entry = self.features.features(entry_name)
-        check_size(size, entry.image_size, "the example")
+        check_size(size, entry.image_size, "the reference extractor")
         points = resized(entry.keypoints, size, photo.size)
         for octave in range(int(entry.octaves.max(initial=0)) + 1):
             rows = np.flatnonzero(entry.octaves == octave)
             rows = rows[np.argsort(-entry.scores[rows], kind="stable")]
-            photo.examples.append(
-                Example(
+            photo.references.append(
+                ReferenceOctave(
                     points[rows],
                     torch.logit(torch.from_numpy(entry.scores[rows]), eps=1e-4),
                     torch.from_numpy(entry.descriptors[rows]),
@@ -220,12 +225,9 @@ def load_photos(
     """Every photograph of the folders, in memory; those that cannot be used are listed and skipped.
 
     Raises:
-        ValueError: a folder has no photographs, or none of them can be used.
+        StoreError: a folder has no photographs, or none of them can be used.
     """
-    try:
-        found = [photo for folder in folders for photo in find_photos(folder)]
-    except StoreError as error:
-        raise ValueError(str(error)) from None
+    found = [photo for folder in folders for photo in find_photos(folder)]
     skipped: list[tuple[Path, str]] = []
     photos: list[Photo] = []
 
@@ -237,7 +239,7 @@ def load_photos(
 
     with ThreadPoolExecutor(workers) as pool:
         results: Iterator[Photo | str] = pool.map(decode, [f.path for f in found], [f.name for f in found])
-        for source, result in zip(found, tqdm(results, "photographs", len(found), unit="photo")):
+        for source, result in zip(found, progress(results, "photographs", "photo", total=len(found))):
             if isinstance(result, str):
                 skipped.append((source.path, result))
             else:
@@ -245,5 +247,5 @@ def load_photos(
     for path, reason in skipped:
         tqdm.write(f"skipped {path}: {reason}")
     if not photos:
-        raise ValueError(f"none of the {len(found)} photographs under {', '.join(map(str, folders))} could be used")
+        raise StoreError(f"none of the {len(found)} photographs under {', '.join(map(str, folders))} could be used")
     return PhotoSource(photos, skipped)

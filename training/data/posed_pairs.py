@@ -1,10 +1,7 @@
-"""Pairs with true parallax from posed images with depth: `PosedPairs` reads the simple folder layout.
+"""Pairs with true parallax from posed images with depth: `PosedPairs` reads posed sequences (`docs/data.md`).
 
-The geometry that all posed sources share is here too: `View` and `make_pair`.
-
-    python -m training.data.posed_pairs --folder ../shared/data/posed/kitchen_rgbd --kinect --output CACHE
-
-keeps the pairs of a folder in a cache (`training.data.stored_pairs`).
+The geometry that all sources of such pairs share is here too: `View` and `make_pair`. `python -m training.pairs posed`
+stores the pairs of a sequence.
 """
 
 from __future__ import annotations
@@ -14,12 +11,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import typer
 
 from samfeat_core.poses import rotation_angle, transform_points
-from samfeat_core.sequence import NO_DEPTH, ImageSequence
-from training.data.geometry import warp_depth
-from training.data.stored_pairs import Pair, store_pairs
+from samfeat_core.sequence import ImageSequence
+from training.data.geometry import cover, scale_and_cut, warp_depth
+from training.data.stored_pairs import Pair
 
 # From the depth to the colour camera of a first-generation Kinect with nominal focal lengths (585 and 525 pixels).
 # Measured on 7-Scenes kitchen by moving depth edges onto image edges: 2.5 cm to the side, a third of a degree.
@@ -114,22 +110,15 @@ def _common_point(
 def _fit(view: View, size: tuple[int, int], centre: np.ndarray) -> View:
     """Scale a view to cover `size` and cut it there, centred on `centre` (source pixels) where the image allows it."""
     height, width = view.image.shape[:2]
-    scale = max(size[0] / width, size[1] / height)
-    scaled = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
+    scaled = cover((width, height), size)
     ratio = np.array(scaled) / (width, height)
     wanted = np.rint((centre + 0.5) * ratio - np.array(size) / 2)
-    left, top = np.clip(wanted, 0, np.array(scaled) - size).astype(int)
-    image = view.image
-    if scaled != (width, height):
-        image = cv2.resize(image, scaled, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    left, top = (int(value) for value in np.clip(wanted, 0, np.array(scaled) - size))
+    image, matrix = scale_and_cut(view.image, view.matrix, scaled, (left, top), size)
     # the nearest reading, never a mean of two surfaces
     columns = ((np.arange(left, left + size[0]) + 0.5) / ratio[0]).astype(int)
     rows = ((np.arange(top, top + size[1]) + 0.5) / ratio[1]).astype(int)
-    matrix = view.matrix.astype(np.float64).copy()
-    matrix[:2] *= ratio[:, None]
-    matrix[:2, 2] += 0.5 * ratio - 0.5 - (left, top)
-    depth = view.depth[np.ix_(rows, columns)]
-    return View(np.ascontiguousarray(image[top : top + size[1], left : left + size[0]]), depth, matrix)
+    return View(image, view.depth[np.ix_(rows, columns)], matrix)
 
 
 def register_depth(
@@ -211,7 +200,7 @@ class PosedPairs:
     """Pairs of frames of a posed sequence with depth, in the simple folder layout.
 
     Args:
-        folder: see `training.posed`.
+        folder: see `samfeat_core.sequence`.
         size: (width, height) of the pairs.
         gaps: the second frame is that many frames later: smallest, largest.
         depth_to_colour: (4, 4) from the depth camera, which `calib_depth.txt` describes, to the colour camera;
@@ -237,8 +226,6 @@ class PosedPairs:
         seed: int = 0,
     ) -> None:
         self.sequence = ImageSequence.read(folder, require=("poses", "depth"))
-        if self.sequence.depths is None:
-            raise ValueError(f"{folder}: the sequence has no depth/ folder")
         self.size, self.refine, self.min_common, self.tolerance = size, refine, min_common, tolerance
         self.depth_to_colour, self.seed = depth_to_colour, seed
         frames = len(self.sequence)
@@ -276,55 +263,13 @@ class PosedPairs:
         image = sequence.image(index)
         if self.depth_to_colour is None:
             return View(image, sequence.depth(index), sequence.matrix)
-        assert sequence.depths is not None and sequence.depth_matrix is not None  # checked when it was read
-        depth = _raw_depth(sequence.depths[index])
+        assert sequence.depth_matrix is not None  # as there is depth
+        depth = sequence.raw_depth(index)
         size = (image.shape[1], image.shape[0])
         registered = register_depth(depth, sequence.depth_matrix, sequence.matrix, self.depth_to_colour, size)
         return View(image, registered, sequence.matrix)
 
 
-def _raw_depth(path: Path) -> np.ndarray:
-    """(H, W) float32 metres of a 16-bit depth image as the depth camera saw it, 0 = none."""
-    raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
-        raise ValueError(f"{path}: expected a 16-bit single-channel depth image")
-    return np.where(raw == NO_DEPTH, 0, raw).astype(np.float32) / 1000
-
-
 def common_share(pair: Pair) -> float:
     """The smaller share of pixels with a counterpart, of the two images."""
     return min(float(np.isfinite(pair[key][..., 0]).mean()) for key in ("warp01", "warp10"))
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def store(
-    folder: Path = typer.Option(..., help="Posed sequence: image/ depth/ poses.txt calib.txt [calib_depth.txt]."),
-    output: Path = typer.Option(..., help="Cache folder; what is there already is kept."),
-    pairs: int = typer.Option(0, min=0, help="Number of pairs, 0 = every frame pair of the gaps."),
-    width: int = typer.Option(320, min=16),
-    height: int = typer.Option(240, min=16),
-    min_gap: int = typer.Option(3, min=1, help="Smallest number of frames between the two."),
-    max_gap: int = typer.Option(10, min=1, help="Largest number of frames between the two."),
-    kinect: bool = typer.Option(False, help="The depth camera sits beside the colour camera as on a Kinect."),
-    refine: bool = typer.Option(True, help="Correct each relative pose by the images."),
-    seed: int = typer.Option(0),
-) -> None:
-    """Compute the pairs of a posed sequence once and keep them."""
-    offset = kinect_depth_to_colour() if kinect else None
-    settings = dict(source="posed", folder=folder.name, size=[width, height], gaps=[min_gap, max_gap], kinect=kinect,
-                    refine=refine, seed=seed)  # fmt: skip
-    try:
-        source = PosedPairs(folder, (width, height), (min_gap, max_gap), offset, refine, seed=seed)
-        if pairs:
-            source.candidates = source.candidates[:pairs]
-        store_pairs(source, output, settings, folder.name)
-    except (ValueError, OSError) as error:
-        typer.echo(f"training.data.posed_pairs: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-if __name__ == "__main__":
-    app()

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from samfeat_core.errors import UsageError
 from samfeat_core.poses import relative_pose
 from training.data.posed_pairs import View, common_share, make_pair
 from training.data.scenes import SCENES, Scene, pinhole, random_pair, texture_paths
@@ -30,7 +31,7 @@ class ScenePairs:
         seed: with the index it determines the pair.
 
     Raises:
-        ValueError: unknown kind, or no readable texture.
+        UsageError: unknown kind. ValueError: no readable texture.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ScenePairs:
     ) -> None:
         unknown = [kind for kind in kinds if kind not in SCENES]
         if unknown or not kinds:
-            raise ValueError(f"scene kind {unknown or kinds}: expected some of {', '.join(SCENES)}")
+            raise UsageError(f"scene kind {unknown or kinds}: expected some of {', '.join(SCENES)}")
         self.paths = texture_paths(textures) if isinstance(textures, str | Path) else list(textures)
         self.count, self.size, self.pairs_per_scene, self.kinds = count, size, pairs_per_scene, tuple(kinds)
         self.overlap, self.baseline, self.max_rotation_deg = overlap, baseline, max_rotation_deg

@@ -7,9 +7,7 @@ by a single `cv2.remap` out of one atlas that holds every texture with its mip l
 Conventions: x right, y down, z forward; metres; poses are camera-to-world (4, 4) float64; the centre of the top-left
 pixel is (0, 0); depth is along z, 0 where nothing is hit. The world has the same axes, so gravity is +y.
 
-    python -m training.data.scenes render-pairs --textures PHOTOS --output DIR --pairs 400
-
-renders a cache of training pairs, see `training.data.scene_pairs`.
+`training.data.scene_pairs` makes training pairs of them, `python -m training.render_sequence` a posed sequence.
 """
 
 from __future__ import annotations
@@ -21,12 +19,13 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import typer
+
+from samfeat_core.files import is_image
+from samfeat_core.poses import relative_pose, rotation_angle
 
 GUTTER = 4  # texels of replicated border around every mip level, so that bilinear sampling never sees a neighbour
 MIN_LEVEL = 4  # texels of the smallest mip level
 LIGHT_GRID = 24  # light is computed on that many samples across a quad and smoothed
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 # Pictures inside scikit-image's wheel whose documentation says public domain, CC0 or no known restrictions.
 SKIMAGE_TEXTURES = (
@@ -62,8 +61,8 @@ class Quad:
         return self.origin + u[..., None] * self.edge_u + v[..., None] * self.edge_v
 
 
-class View(NamedTuple):
-    """A rendered frame."""
+class RenderedFrame(NamedTuple):
+    """A picture of a scene, with what is known of every pixel."""
 
     image: np.ndarray  # (H, W, 3) uint8 BGR
     depth: np.ndarray  # (H, W) float32 metres along z at the pixel centres, 0 = nothing there
@@ -106,7 +105,9 @@ class Scene:
             raise ValueError("a scene needs at least one quad")
         self._atlas = _Atlas([self._lit_texture(index) for index in range(len(self.quads))])
 
-    def render(self, matrix: np.ndarray, size: tuple[int, int], pose: np.ndarray, supersample: int = 2) -> View:
+    def render(
+        self, matrix: np.ndarray, size: tuple[int, int], pose: np.ndarray, supersample: int = 2
+    ) -> RenderedFrame:
         """Take a picture.
 
         Args:
@@ -126,7 +127,7 @@ class Scene:
         image = self._atlas.shade(fine)
         if supersample > 1:
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        return View(image, _depth(centres.inverse_depth), centres.surface)
+        return RenderedFrame(image, _depth(centres.inverse_depth), centres.surface)
 
     def depth(self, matrix: np.ndarray, size: tuple[int, int], pose: np.ndarray) -> np.ndarray:
         """Depth (H, W) float32 alone, for looking around cheaply."""
@@ -184,8 +185,8 @@ class Scene:
             distance = np.linalg.norm(towards, axis=1)
             cosine = np.abs(towards @ quad.normal) if quad.two_sided else np.maximum(towards @ quad.normal, 0)
             # cosine / distance is the Lambert term; the fall-off is linear, as in a room whose walls throw light back
-            strength = 0.8 / len(self.lights) * cosine / distance * np.clip(2.5 / distance, 0.5, 1.5)
-            total += strength * ~self._shadowed(points, light, quad)
+            lit = 0.8 / len(self.lights) * cosine / distance * np.clip(2.5 / distance, 0.5, 1.5)
+            total += lit * ~self._shadowed(points, light, quad)
         grid = total.reshape(LIGHT_GRID, LIGHT_GRID).astype(np.float32)
         return cv2.GaussianBlur(grid, (0, 0), 0.8, borderType=cv2.BORDER_REPLICATE)
 
@@ -530,9 +531,8 @@ def random_pair(
         if high - low < min_relief * middle:
             continue
         second = _moved_pose(scene, rng, first, middle, rng.uniform(*baseline) * middle)
-        relative = np.linalg.inv(second) @ first
-        turned = np.degrees(np.arccos(np.clip((np.trace(relative[:3, :3]) - 1) / 2, -1, 1)))
-        if turned > max_rotation_deg or not _sees_enough(scene, second):
+        relative = relative_pose(first, second)
+        if rotation_angle(relative[:3, :3]) > max_rotation_deg or not _sees_enough(scene, second):
             continue
         depth_second = scene.depth(matrix, size, second)
         forth = covisible(depth, depth_second, matrix, relative)
@@ -636,62 +636,21 @@ def texture_paths(source: str | Path) -> list[Path]:
 
         data = Path(skimage.__file__).parent / "data"
         return [data / name for name in SKIMAGE_TEXTURES if (data / name).is_file()]
-    paths = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in Path(source).rglob("*") if is_image(path))
     if not paths:
         raise ValueError(f"{source}: no images to use as textures")
     return paths
 
 
-def load_textures(source: str | Path, limit: int | None = None, seed: int = 0) -> list[np.ndarray]:
-    """Texture images (H, W, 3) uint8 BGR of `texture_paths`, at most `limit` chosen by `seed`.
+def load_textures(source: str | Path) -> list[np.ndarray]:
+    """Texture images (H, W, 3) uint8 BGR of `texture_paths`.
 
     Raises:
         ValueError: not one image can be read. Single unreadable files are passed over.
     """
     paths = texture_paths(source)
-    if limit is not None and len(paths) > limit:
-        chosen = np.random.default_rng(seed).choice(len(paths), limit, replace=False)
-        paths = [paths[index] for index in sorted(chosen)]
     images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]
     textures = [image for image in images if image is not None]
     if not textures:
         raise ValueError(f"{source}: none of {len(paths)} images can be read")
     return textures
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.callback()
-def _scenes() -> None:
-    """Rendered scenes of photographs."""
-
-
-@app.command()
-def render_pairs(
-    textures: str = typer.Option(..., help="Folder of photographs, or 'skimage' for those inside scikit-image."),
-    output: Path = typer.Option(..., help="Cache folder; pairs that are there already are kept."),
-    pairs: int = typer.Option(400, min=1, help="Number of pairs."),
-    width: int = typer.Option(320, min=32),
-    height: int = typer.Option(240, min=32),
-    pairs_per_scene: int = typer.Option(8, min=1, help="Pairs taken in each scene."),
-    scenes: str = typer.Option("room,planes,street", help="Kinds of scene, taken in turn."),
-    seed: int = typer.Option(0),
-) -> None:
-    """Render training pairs into a cache; a run that was cut off goes on where it was."""
-    from training.data.scene_pairs import ScenePairs
-    from training.data.stored_pairs import store_pairs
-
-    kinds = scenes.split(",")
-    settings = dict(source="scenes", textures=Path(textures).name, size=[width, height], kinds=kinds,
-                    pairs_per_scene=pairs_per_scene, seed=seed)  # fmt: skip
-    try:
-        source = ScenePairs(textures, pairs, (width, height), pairs_per_scene, kinds, seed=seed)
-        store_pairs(source, output, settings, "rendering")
-    except (ValueError, OSError) as error:
-        typer.echo(f"training.data.scenes: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-if __name__ == "__main__":
-    app()

@@ -1,4 +1,4 @@
-"""Pairs with known correspondence as plain arrays: a file format, a folder of them, and the way into a `PairBatch`.
+"""Stored pairs with known correspondence: their file format, folders of them, and batches (`PairBatch`) made of them.
 
 Every source of posed pairs (`PosedPairs`, `MegaDepthPairs`, `ScenePairs`, `StoredPairs`) answers `len(source)` and
 `source[index]`, the same pair for the same seed and index, as a dict of numpy arrays (a `Pair`):
@@ -15,7 +15,6 @@ for "none": a fifth of the size, below 0.01 px of rounding at 640 pixels.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,9 +22,11 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from samfeat_core.errors import FileError
+from samfeat_core.files import replacing, write_json
 from training.data.pairs import PairBatch
+from training.progress import progress
 
 Pair = dict[str, np.ndarray]
 
@@ -51,10 +52,8 @@ def write_pair(path: Path, pair: Pair) -> None:
     for key in ("warp01", "warp10"):
         missing = ~np.isfinite(pair[key])
         arrays[key] = np.where(missing, NO_WARP, np.rint(np.where(missing, 0, pair[key]) * scale)).astype(np.int16)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with unfinished.open("wb") as file:
-        np.savez(file, **arrays)
-    unfinished.replace(path)
+    with replacing(path, shared=False) as partial:
+        np.savez(partial, **arrays)
 
 
 def read_pair(path: Path) -> Pair:
@@ -86,21 +85,21 @@ class StoredPairs:
 
 
 def store_pairs(source: PairSource, folder: Path, settings: dict[str, Any], description: str = "pairs") -> None:
-    """Compute every pair of a source once and keep it; goes on where it was cut off.
+    """Compute every pair of a source once and keep it; pairs that are there already are not computed again.
 
     Args:
         settings: what the source was made with; the folder remembers it.
 
     Raises:
-        ValueError: the folder holds pairs of other settings.
+        FileError: the folder holds pairs of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / SETTINGS_FILE
     settings = json.loads(json.dumps(settings, default=str))
     if record.exists() and json.loads(record.read_text()) != settings:
-        raise ValueError(f"{folder}: holds pairs of other settings, see {record.name}; take another folder or empty it")
-    record.write_text(json.dumps(settings, indent=1))
-    for index in tqdm(range(len(source)), desc=description, unit="pair"):
+        raise FileError(f"{folder}: holds pairs of other settings, see {record.name}; take another folder or empty it")
+    write_json(record, settings)
+    for index in progress(range(len(source)), description, "pair"):
         path = folder / f"pair_{index:06d}.npz"
         if not path.exists():
             write_pair(path, source[index])

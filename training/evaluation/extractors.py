@@ -12,27 +12,29 @@ from pathlib import Path
 import numpy as np
 
 from samfeat_core.classic import CLASSIC, Extractor
+from samfeat_core.errors import UsageError, WeightsError
 from samfeat_core.features import Features
 from training.evaluation.images import ImageStore
 
 
-def resolve(
-    name: str, max_keypoints: int, device: str = "auto", engine: str = "auto", weights: str | None = None
-) -> Extractor:
+def resolve(name: str, max_keypoints: int, device: str = "auto", engine: str = "auto") -> Extractor:
     """The extractor called ``name``.
 
     ``orb``, ``sift``, ``akaze``: OpenCV's. ``module:function``: what the function returns when it is called with
     ``max_keypoints=`` where it has such a parameter, else with nothing. ``MODEL`` or ``MODEL=FILE``: a model of this
-    project with its shipped weights or those of FILE. Raises ValueError naming what cannot be found.
+    project with its shipped weights or those of FILE.
+
+    Raises:
+        UsageError: there is no such model, module or function, or it does not answer as an extractor.
+        SamfeatError: the weights cannot be loaded.
     """
     if name in CLASSIC:
         return CLASSIC[name](max_keypoints)
     if ":" in name and "=" not in name:
         return _import_extractor(name, max_keypoints)
     model, _, file = name.partition("=")
-    file = file or weights or ""
     if file and not Path(file).is_file():
-        raise ValueError(f"{file}: no such weights file (for extractor '{model}')")
+        raise WeightsError(f"{file}: no such weights file (for extractor '{model}')")
     from samfeat_core.extractor import FeatureExtractor  # imports torch or an engine: only where a model is asked for
 
     return FeatureExtractor.from_pretrained(
@@ -47,13 +49,13 @@ def _import_extractor(name: str, max_keypoints: int) -> Extractor:
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"extractor '{name}': no module named '{error.name}' on PYTHONPATH") from error
+        raise UsageError(f"extractor '{name}': no module named '{error.name}' on PYTHONPATH") from error
     except AttributeError as error:
-        raise ValueError(f"extractor '{name}': {error}") from error
+        raise UsageError(f"extractor '{name}': {error}") from error
     takes_budget = "max_keypoints" in inspect.signature(factory).parameters
     extractor = factory(max_keypoints=max_keypoints) if takes_budget else factory()
     if not callable(extractor):
-        raise ValueError(f"extractor '{name}': {function_name}() returned {type(extractor).__name__}, not a callable")
+        raise UsageError(f"extractor '{name}': {function_name}() returned {type(extractor).__name__}, not a callable")
     return extractor
 
 

@@ -1,4 +1,4 @@
-"""The training loop that every network shares.
+"""The training loop that every network shares. It knows no task.
 
 A task answers `task(batch, step) -> dict of weighted losses` and has `.network`; a source answers
 `source.sample(count) -> batch`. The trainer owns precision, optimisation, averaging, checkpoints, logs and
@@ -12,14 +12,16 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,14 +29,18 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.loop.config import OptimizerConfig
+from samfeat_core.errors import FileError
+from samfeat_core.files import replacing
+from training.loop.config import RunConfig
+from training.progress import progress
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKPOINT = "last.pt"
 CONFIG = "config.json"
-MAY_CHANGE = ("steps", "validate_every")  # in a run that goes on
+MAY_CHANGE = ("steps", "validate_every")  # between an interrupted run and its continuation
 BEST = "best.safetensors"
+CURVE = "validation.jsonl"
 
 
 class Source(Protocol):
@@ -52,7 +58,8 @@ class Trainer:
 
     Args:
         validate: network -> dict of scores; "score" selects the best checkpoint.
-        batch: pairs per step and process.
+        batch: samples per step and process.
+        metadata: what the best weights file says about itself.
     """
 
     def __init__(
@@ -61,32 +68,29 @@ class Trainer:
         source: Source,
         validate: Callable[[nn.Module], dict[str, float]],
         output: Path,
+        config: RunConfig,
         *,
         batch: int,
-        steps: int,
-        optimizer: OptimizerConfig,
-        precision: str = "fp32",
-        validate_every: int = 500,
         device: torch.device | str = "cpu",
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         self.device = torch.device(device)
         self.task = task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = task.network  # type: ignore[assignment]
         self.source, self.validate, self.output = source, validate, Path(output)
-        self.batch, self.steps, self.config, self.validate_every = batch, steps, optimizer, validate_every
-        self.dtype = PRECISIONS[precision]
+        self.batch, self.steps, self.validate_every = batch, config.steps, config.validate_every
+        self.config, self.metadata = config.optimizer, dict(metadata or {})
+        self.dtype = AUTOCAST[config.precision]
         self.rank = own_rank()
         # Losses come and go by schedule, so not every parameter has a gradient in every step.
         self.model = DistributedDataParallel(task, find_unused_parameters=True) if dist.is_initialized() else task
         parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.parameters = parameters
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=optimizer.lr, weight_decay=optimizer.weight_decay, fused=self.device.type == "cuda"
+            parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=self.device.type == "cuda"
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
         self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         torch.backends.cudnn.benchmark = True  # batches have one size: let cuDNN try its kernels once
         self.step, self.best = 0, -math.inf
@@ -104,9 +108,10 @@ class Trainer:
         return self.config.final + (1 - self.config.final) * left
 
     def _average(self, means: Tensors, new: Tensors, count: Tensor | int) -> None:
-        """Exponential moving average, in place, that weighs new values more at first, so that it does not lag.
+        """Exponential moving average, in place. Early steps weigh new values more, so that it does not lag behind.
 
-        Of all tensors of one kind at once, and by the step, which is known here: `count` may be on the GPU.
+        `means` and `new` are all tensors of one dtype. The weight follows `self.step`: reading `count`, which may be on
+        the GPU, would wait for it.
         """
         if means[0].is_floating_point():
             torch._foreach_lerp_(means, new, max(1 - self.config.ema, 9 / (10 + self.step)))
@@ -121,11 +126,12 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
             writer = SummaryWriter(str(self.output))
         self.model.train()
-        progress = tqdm(range(self.step, self.steps), "training", self.steps, initial=self.step, disable=self.rank != 0)
-        for _ in progress:
+        steps = range(self.step, self.steps)
+        bar = progress(steps, "training", "step", shown=self.rank == 0, total=self.steps, initial=self.step)
+        for _ in bar:
             losses = self.train_step()
             if writer is not None and (self.step % 50 == 0 or self.step == 1):
-                self._log(writer, losses, progress)
+                self._log(writer, losses, bar)
             if self.step % self.validate_every == 0 or self.step == self.steps:
                 self._validate_and_save(writer)
         if writer is not None:
@@ -156,18 +162,18 @@ class Trainer:
         self.busy += time.perf_counter() - begin
         return {**{name: loss.detach() for name, loss in losses.items()}, "total": total.detach(), "norm": norm}
 
-    def _log(self, writer: SummaryWriter, losses: dict[str, Tensor], progress: tqdm) -> None:
+    def _log(self, writer: SummaryWriter, losses: dict[str, Tensor], bar: tqdm) -> None:
         values = {name: float(value) for name, value in losses.items()}
         for name, value in values.items():
             writer.add_scalar(f"train/{name}", value, self.step)
-        for name, figure in getattr(self.task, "figures", {}).items():  # what a task tells besides its losses
+        for name, figure in getattr(self.task, "figures", {}).items():  # what else a task wants logged
             writer.add_scalar(f"train/{name}", float(figure), self.step)
         writer.add_scalar("train/rate", self.schedule.get_last_lr()[0], self.step)
         writer.add_scalar("train/data_share", self.waited / max(self.busy, 1e-9), self.step)
         if (busy := gpu_busy(self.device)) is not None:
             writer.add_scalar("train/gpu_busy", busy, self.step)
         self.busy = self.waited = 0.0
-        progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+        bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
 
     def _validate_and_save(self, writer: SummaryWriter | None) -> None:
         if self.rank == 0:
@@ -179,18 +185,18 @@ class Trainer:
             for name, value in scores.items():
                 writer.add_scalar(f"validation/{name}", value, self.step)  # type: ignore[union-attr]
             tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-            with (self.output / "validation.jsonl").open("a") as file:
+            with (self.output / CURVE).open("a") as file:
                 file.write(json.dumps({"step": self.step, **scores}) + "\n")
             if scores["score"] > self.best:
                 self.best = scores["score"]
                 state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-                write_whole(self.output / BEST, lambda path: save_file(state, path))
+                write_whole(self.output / BEST, lambda path: save_file(state, path, self.metadata))
         if dist.is_initialized():
             dist.barrier()
         self.save()
 
     def save(self) -> None:
-        """Everything that continuing needs; every rank has its own random state."""
+        """Write `output/last.pt`, which holds all that resuming needs; every rank has its own random state."""
         random = {"cpu": torch.get_rng_state(), "source": self.source.state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -213,20 +219,20 @@ class Trainer:
         write_whole(self.output / CHECKPOINT, lambda path: torch.save(state, path))
 
     def resume(self) -> None:
-        """Load `output/last.pt` if it is there; ValueError names it when it is of another run."""
+        """Load `output/last.pt` if it is there; FileError names it when it is damaged or of another run."""
         path = self.output / CHECKPOINT
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location="cpu", weights_only=False)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             self.task.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])
             random = state["random"][self.rank]
-        except (RuntimeError, KeyError, IndexError, EOFError, ValueError, OSError) as error:
-            raise ValueError(f"{path}: cannot resume from it ({str(error).splitlines()[0]})") from None
+        except (RuntimeError, KeyError, IndexError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+            raise FileError(f"{path}: cannot be resumed ({(str(error).splitlines() or ['damaged'])[0]})") from None
         self.step, self.best = state["step"], state["best"]
         torch.set_rng_state(random["cpu"])
         self.source.restore(random["source"])
@@ -241,14 +247,14 @@ def write_config(config: Any, output: Path) -> None:
 
 
 def check_same_run(config: Any, output: Path) -> None:
-    """ValueError where `output` holds a run of another configuration, which would silently be gone on with."""
+    """FileError where `output` holds a run of another configuration, which would silently be continued."""
     if not (output / CHECKPOINT).exists() or not (output / CONFIG).exists():
         return
     there = flat(json.loads((output / CONFIG).read_text()))
     here = flat(json.loads(json.dumps(dataclasses.asdict(config))))
     changed = [key for key in here if there.get(key) != here[key] and key not in MAY_CHANGE]
     if changed:
-        raise ValueError(
+        raise FileError(
             f"{output} holds a run with {changed[0]} {there.get(changed[0])}, not {here[changed[0]]}: "
             f"give another --output, or remove it"
         )
@@ -264,18 +270,16 @@ def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside and rename, so that a kill or a full disk leaves the file that was there."""
-    beside = path.with_name(path.name + ".partial")
+    """Write by a library's function, so that a kill or a full disk leaves the file that was there. OSError names it."""
     try:
-        write(beside)
-    except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
+        with replacing(path, shared=False) as partial:
+            write(partial)
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{path}: could not be written ({error})") from None
-    beside.replace(path)
 
 
 def gpu_busy(device: torch.device) -> float | None:
-    """Share of the last fraction of a second in which the GPU computed, in [0, 1]; None where nobody can tell."""
+    """Share of the recent past in which the GPU computed, in [0, 1]; None where the driver does not say."""
     if device.type != "cuda":
         return None
     try:
@@ -290,12 +294,11 @@ def own_rank() -> int:
 
 
 def start_distributed(device: str) -> torch.device:
-    """This process's device; joins the process group when started by torchrun."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-    return torch.device(device)
+    """The device cpu, cuda or cuda:N; started by torchrun, this process joins the group and takes its own GPU."""
+    chosen = torch.device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(chosen)
+    return chosen

@@ -1,9 +1,9 @@
-"""SAMFeat's training as one task: which losses a batch of pairs is worth, each behind its own switch."""
+"""SAMFeat's training task: runs the network on both views of each pair and computes the losses that are switched on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,14 @@ from samfeat_core.detection import detect, refine, sample
 from samfeat_core.models import DenseFeatures
 from training.data.pairs import PairBatch
 from training.data.photometric import Photometric
+from training.loop.dense import plain_layout, split
 from training.samfeat.losses import (
     descriptor_triplet,
     detection_loss,
     edge_loss,
     joint_means,
     matching,
+    mixed_relation_distillation,
     relation_distillation,
     semantic_contrast,
 )
@@ -32,8 +34,8 @@ class LossWeights:
     """Weight of every loss; 0 switches it off, and what it needs is not computed.
 
     Attributes:
-        dis, wsc, edge, det, des: SAMFeat's five (section 3 of the paper).
-        match, reward, repeat, matchable, reproject: see `training.samfeat.losses.matching`.
+        dis, wsc, edge, det, des: SAMFeat's five (arXiv 2309.16992, section 3).
+        match, reward, repeat, matchability, reproject: see `training.samfeat.losses.matching`.
         corner: structure-tensor corners that both views show (`training.samfeat.losses.corner`).
         score, relation: another extractor's keypoints and descriptors (`training.samfeat.losses.imitation`).
     """
@@ -46,7 +48,7 @@ class LossWeights:
     match: float = 1.0
     reward: float = 0.0
     repeat: float = 1.0
-    matchable: float = 0.3
+    matchability: float = 0.3
     reproject: float = 0.2
     corner: float = 1.0
     score: float = 0.0
@@ -65,7 +67,7 @@ class FeatureTaskConfig:
         nms_radius: of the peaks.
         cell, deviation: pixels; cells of `repeat`, and how far apart two picks may be to count as one.
         relation_positions: positions per image whose relations `dis` compares.
-        photometric: strength of the photometric change.
+        photometric: magnitude of the photometric change.
     """
 
     points: int = 512
@@ -83,11 +85,11 @@ class FeatureTaskConfig:
 class FeatureTask(nn.Module):
     """`forward(batch, step) -> dict of losses`, already weighted; their sum is the training loss."""
 
-    def __init__(self, network: nn.Module, config: FeatureTaskConfig, weights: LossWeights) -> None:
+    def __init__(self, network: nn.Module, config: FeatureTaskConfig, loss_weights: LossWeights) -> None:
         super().__init__()
         self.network = network
         self.config = config
-        self.weights = weights
+        self.loss_weights = loss_weights
         self.photometric = Photometric(config.photometric, network.spec.channels)  # type: ignore[arg-type, union-attr]
 
     def forward(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
@@ -100,13 +102,13 @@ class FeatureTask(nn.Module):
             losses = self.descriptor_losses(first, second, batch)
             losses |= self.detector_losses(first, second, batch, step)
             losses |= self.teacher_losses(first, batch)
-            losses |= self.example_losses(first, second, batch)
-        return {name: getattr(self.weights, name) * value for name, value in losses.items()}
+            losses |= self.reference_losses(first, second, batch)
+        return {name: getattr(self.loss_weights, name) * value for name, value in losses.items()}
 
     def descriptor_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
         """`match` and SAMFeat's `des` on the same correspondences, `wsc` on their points in the first view."""
-        weights = self.weights
-        if not (weights.match or weights.des or weights.wsc):
+        on = self.loss_weights
+        if not (on.match or on.des or on.wsc):
             return {}
         size = (batch.image0.shape[-1], batch.image0.shape[-2])
         points0, valid = self.choose_points(first.score.detach().float(), batch.valid01)
@@ -114,7 +116,7 @@ class FeatureTask(nn.Module):
         descriptors0, attention0 = describe_points(first, points0, size)
         descriptors1, attention1 = describe_points(second, points1, size)
         losses = {}
-        if weights.match:
+        if on.match:
             losses["match"] = matching.dual_softmax(
                 descriptors0,
                 descriptors1,
@@ -123,66 +125,65 @@ class FeatureTask(nn.Module):
                 self.config.scale,
                 distractors=self.distractors(second, batch),
             )
-        if weights.des:
+        if on.des:
             losses["des"] = descriptor_triplet(
                 descriptors0, descriptors1, points1, valid, attention0=attention0, attention1=attention1
             )
-        if weights.wsc and batch.groups0 is not None:
+        if on.wsc and batch.groups0 is not None:
             groups = matching.gather_pixels(batch.groups0[..., None], points0)[..., 0]
             scaled = descriptors0 if attention0 is None else descriptors0 * attention0[..., None]
             losses["wsc"] = semantic_contrast(scaled, groups, has_teacher=batch.has_teacher)
         return losses
 
     def distractors(self, second: DenseFeatures, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Descriptors and positions of the second view's own peaks: what a match must be told from on a robot."""
+        """Descriptors and positions of the second view's own peaks.
+
+        They are negatives: a matcher on a robot chooses among them.
+        """
         size = (batch.image1.shape[-1], batch.image1.shape[-2])
         interior = torch.ones_like(batch.valid10)
         peaks, _ = detect(second.score.detach().float(), interior, self.config.points // 2, self.config.nms_radius)
         return second.describe_without_strength(peaks, size), peaks
 
     def teacher_losses(self, first: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
-        """`dis` and `edge` of the first views that a teacher has seen, `det` of those that are labelled."""
+        """`dis` and `edge` on first views with teacher output, `det` on first views with keypoint labels."""
         losses = {}
-        if self.weights.dis and first.distill is not None and batch.groups0 is not None:
-            relations = partial(
-                relation_distillation,
-                first.distill,
-                attention=first.weight,
-                positions=self.config.relation_positions,
-            )
+        if self.loss_weights.dis and first.distill is not None and batch.groups0 is not None:
+            options: dict[str, Any] = {
+                "attention": first.weight,
+                "has_teacher": batch.has_teacher,
+                "positions": self.config.relation_positions,
+            }
             if batch.embedding0 is None:
-                losses["dis"] = relations(groups=batch.groups0, has_teacher=batch.has_teacher)
+                losses["dis"] = relation_distillation(first.distill, groups=batch.groups0, **options)
             else:  # a store may hold photographs with an embedding and without
-                embedded = batch.has_teacher & (batch.embedding0 != 0).flatten(1).any(1)
-                losses["dis"] = relations(embedding=batch.embedding0, has_teacher=embedded) + relations(
-                    groups=batch.groups0, has_teacher=batch.has_teacher & ~embedded
-                )
-        if self.weights.edge and first.edge is not None and batch.edges0 is not None:
+                losses["dis"] = mixed_relation_distillation(first.distill, batch.embedding0, batch.groups0, **options)
+        if self.loss_weights.edge and first.edge is not None and batch.edges0 is not None:
             losses["edge"] = edge_loss(first.edge, batch.edges0, has_teacher=batch.has_teacher)
-        if self.weights.det and batch.keypoints0 is not None:
+        if self.loss_weights.det and batch.keypoints0 is not None:
             losses["det"] = detection_loss(first.score, batch.keypoints0)
         return losses
 
-    def example_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
-        """`score` and `relation` of the photographs that an example has looked at."""
-        weights = self.weights
-        if batch.example0 is None or not (weights.score or weights.relation):
+    def reference_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
+        """`score` and `relation` on the photographs that have reference features."""
+        on = self.loss_weights
+        if batch.reference0 is None or not (on.score or on.relation):
             return {}
-        assert batch.example1 is not None and batch.example_logits is not None
-        assert batch.example_descriptors is not None
+        assert batch.reference1 is not None and batch.reference_logits is not None
+        assert batch.reference_descriptors is not None
         losses = {}
-        if weights.score:
+        if on.score:
             losses["score"] = 0.5 * (
-                score_imitation(first.score, batch.example0, batch.example_logits)
-                + score_imitation(second.score, batch.example1, batch.example_logits)
+                score_imitation(first.score, batch.reference0, batch.reference_logits)
+                + score_imitation(second.score, batch.reference1, batch.reference_logits)
             )
-        if weights.relation:
+        if on.relation:
             size = (batch.image0.shape[-1], batch.image0.shape[-2])
-            shown = torch.isfinite(batch.example0).all(-1) & torch.isfinite(batch.example1).all(-1)
+            shown = torch.isfinite(batch.reference0).all(-1) & torch.isfinite(batch.reference1).all(-1)
             chosen = best_shown(shown, self.config.points)
             points0, points1, wanted = (
                 rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[-1]))
-                for rows in (batch.example0, batch.example1, batch.example_descriptors)
+                for rows in (batch.reference0, batch.reference1, batch.reference_descriptors)
             )
             valid = shown.gather(1, chosen)
             answer0 = first.describe_without_strength(points0.nan_to_num(0), size)
@@ -191,7 +192,8 @@ class FeatureTask(nn.Module):
         return losses
 
     def choose_points(self, score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, 2) whole pixels, most of them detected peaks, some anywhere, and (B, N) bool: has a counterpart."""
+        """(B, N, 2) whole pixels, seven of eight at detected peaks, the rest drawn at random; (B, N) bool, whether the
+        second view shows that point."""
         anywhere_count = self.config.points // 8
         peaks, _ = detect(score, valid, self.config.points - anywhere_count, self.config.nms_radius)
         extent = torch.tensor([score.shape[-1], score.shape[-2]], device=score.device)
@@ -202,23 +204,23 @@ class FeatureTask(nn.Module):
     def detector_losses(
         self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch, step: int
     ) -> dict[str, Tensor]:
-        """The detector's own losses: corners alone at first, then what both views agree on as well."""
-        weights = self.weights
+        """The detector's losses: `corner` alone for the first `corner_steps` steps, then the others too."""
+        on = self.loss_weights
         score0, score1 = first.score.float(), second.score.float()
         losses = {}
-        if weights.corner:
+        if on.corner:
             target0 = corner_logits(batch.image0, batch.image1, batch.warp01)
             target1 = corner_logits(batch.image1, batch.image0, batch.warp10)
             losses["corner"] = 0.5 * (corner_loss(score0, target0) + corner_loss(score1, target1))
             if step < self.config.corner_steps:
                 return losses
-        if weights.repeat:
+        if on.repeat:
             cell, deviation = self.config.cell, self.config.deviation
             offsets = [tuple(torch.randint(cell, (2,)).tolist()) for _ in range(2)]
             losses["repeat"] = matching.expected_repeatability(
                 score0, score1, batch.warp01, batch.warp10, deviation, (offsets[0], offsets[1]), cell
             )
-        if weights.matchable or weights.reproject or weights.reward:
+        if on.matchability or on.reproject or on.reward:
             losses |= self.peak_losses(first, second, batch)
         return losses
 
@@ -231,13 +233,13 @@ class FeatureTask(nn.Module):
         interior[..., 4:-4, 4:-4] = True
         peaks0, _ = detect(score0.detach(), interior, count, radius)
         peaks1, _ = detect(score1.detach(), interior, count, radius)
-        with torch.set_grad_enabled(self.weights.reward > 0 and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.loss_weights.reward > 0 and torch.is_grad_enabled()):
             similarity = first.describe(peaks0, size) @ second.describe(peaks1, size).transpose(1, 2)
         warped0 = matching.gather_pixels(batch.warp01, peaks0)
         warped1 = matching.gather_pixels(batch.warp10, peaks1)
         found0 = nearest_peak(warped0, peaks1, similarity)
         found1 = nearest_peak(warped1, peaks0, similarity.transpose(1, 2))
-        matchable = 0.5 * (
+        matchability = 0.5 * (
             matching.matchability(self._logits(score0, peaks0), found0.distance, found0.matched, found0.visible)
             + matching.matchability(self._logits(score1, peaks1), found1.distance, found1.matched, found1.visible)
         )
@@ -247,10 +249,10 @@ class FeatureTask(nn.Module):
         partner = refined1.gather(1, found0.index[..., None].expand(-1, -1, 2))
         pair = found0.visible & (found0.distance < CLOSE) & torch.isfinite(carried.points).all(-1)
         losses = {
-            "matchable": matchable,
+            "matchability": matchability,
             "reproject": matching.reprojection(carried.points.nan_to_num(0), partner, pair, carried.scale),
         }
-        if self.weights.reward:
+        if self.loss_weights.reward:
             right = found0.near | found1.near.transpose(1, 2)
             known = found0.visible[:, :, None] | found1.visible[:, None, :]
             scaled = self.config.reward_scale * similarity
@@ -274,13 +276,15 @@ class Found:
 
 
 def describe_points(dense: DenseFeatures, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """Unit rows that say which points are at pixels (B, N, 2), and their attention weights (B, N) if there are any."""
+    """Descriptors without the strength coordinate at pixels (B, N, 2), and the attention (B, N) there, or None."""
     attention = None if dense.weight is None else sample(dense.weight.float(), points, size)[..., 0]
     return dense.describe_without_strength(points, size), attention
 
 
 def best_shown(shown: Tensor, count: int) -> Tensor:
-    """(B, count) rows of points (B, N) that are sorted, best first: those shown, then any others."""
+    """(B, count) indices of the first `count` points (B, N) that both views show; where there are fewer, others follow.
+
+    The points are sorted, best first."""
     rank = torch.arange(shown.shape[1], 0, -1, device=shown.device)
     return (rank + shown * len(rank)).topk(min(count, len(rank)), dim=1).indices
 
@@ -320,13 +324,3 @@ def carry(warp: Tensor, pixels: Tensor, offset: Tensor) -> Carried:
     jacobian = torch.stack(slopes, -1).nan_to_num(0)  # (B, K, 2, 2); a NaN would reach every gradient
     determinant = jacobian[..., 0, 0] * jacobian[..., 1, 1] - jacobian[..., 0, 1] * jacobian[..., 1, 0]
     return Carried(centre + (jacobian @ offset[..., None])[..., 0], determinant.abs().sqrt())
-
-
-def plain_layout(dense: DenseFeatures) -> DenseFeatures:
-    """Channels-last is fast for convolutions and slow for everything that follows."""
-    return dense.each(lambda part: part.contiguous())
-
-
-def split(dense: DenseFeatures, count: int) -> tuple[DenseFeatures, DenseFeatures]:
-    """The answers for the first `count` images of a batch, and for the rest."""
-    return dense.each(lambda part: part[:count]), dense.each(lambda part: part[count:])

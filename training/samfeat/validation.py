@@ -1,4 +1,4 @@
-"""Which checkpoint is best: matching accuracy on held-out pairs, with the detection that ships."""
+"""Selects the best checkpoint: matching accuracy on held-out pairs, with the detection that is used on the robot."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class DescriptorConfig:
             distribution would put its expectation on the line for free.
         mask: matches further from the line than this share of the shorter side are outliers and not counted.
         weighted: weigh every point by the inverse standard deviation of its match distribution.
-        photometric: strength of the random photometric change.
+        photometric: magnitude of the random photometric change.
     """
 
     grid: int = 16

@@ -1,6 +1,6 @@
 """Image pairs with intrinsics and relative pose, and nothing more: SCFeat's supervision.
 
-Two layouts are read: the simple folder layout (`training.posed`; a `depth/` folder is not looked at) and CAPS-MegaDepth
+Two layouts are read: posed sequences (`samfeat_core.sequence`; a `depth/` folder is not looked at) and CAPS-MegaDepth
 as published (`SCENE/dense*/aligned/{images/, img_cam.txt, pairs.txt}`).
 """
 
@@ -14,15 +14,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from samfeat_core.files import read_image
+from samfeat_core.files import read_image, read_lines
 from samfeat_core.poses import relative_pose, rotation_angle
 from samfeat_core.sequence import ImageSequence
 from samfeat_core.two_view import fundamental_matrix, normalize_points
+from training.data.geometry import cover, scale_and_cut
 
 # How far surfaces may be, in multiples of the baseline, when nothing is known but poses. Nearer ones move across half
 # of the image from one view to the other, further ones show no parallax.
@@ -69,7 +69,7 @@ class PosedImage(NamedTuple):
     pose: np.ndarray
 
 
-class PosePair(NamedTuple):
+class PosedImagePair(NamedTuple):
     """Two posed images of one scene."""
 
     first: PosedImage
@@ -101,7 +101,7 @@ class PoseBatch:
         return self.image0.shape[-1], self.image0.shape[-2]
 
 
-def overlap(pair: PosePair, depths: tuple[float, ...] = DEPTHS, grid: int = 12) -> float:
+def overlap(pair: PosedImagePair, depths: tuple[float, ...] = DEPTHS, grid: int = 12) -> float:
     """Share of either image (the smaller one) that the other camera may see, as far as poses can tell.
 
     A grid of pixels is placed at several depths, multiples of the baseline, so that the unit of the poses, which is
@@ -125,8 +125,8 @@ def _seen(source: PosedImage, target: PosedImage, transform: np.ndarray, depths:
     return float(inside.mean())
 
 
-def is_usable(pair: PosePair, config: PoseDataConfig) -> bool:
-    """Within the limits of rotation, baseline and overlap."""
+def is_usable(pair: PosedImagePair, config: PoseDataConfig) -> bool:
+    """Whether a pair is within the configuration's limits of rotation, baseline and overlap."""
     transform = pair.T_0to1
     return (
         float(rotation_angle(transform[:3, :3])) <= config.max_rotation
@@ -135,7 +135,7 @@ def is_usable(pair: PosePair, config: PoseDataConfig) -> bool:
     )
 
 
-def sequence_pairs(folder: str | Path, config: PoseDataConfig) -> tuple[list[PosePair], list[PosePair]]:
+def read_sequence(folder: str | Path, config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
     """Pairs of a posed sequence for training and for validation: of its first frames, and of its last ones.
 
     Raises:
@@ -149,7 +149,7 @@ def sequence_pairs(folder: str | Path, config: PoseDataConfig) -> tuple[list[Pos
     low, high = config.gap
     parts = []
     for part in (frames[: len(frames) - held], frames[len(frames) - held :]):
-        candidates = (PosePair(part[i], part[i + g]) for g in range(low, high + 1) for i in range(len(part) - g))
+        candidates = (PosedImagePair(part[i], part[i + g]) for g in range(low, high + 1) for i in range(len(part) - g))
         parts.append([pair for pair in candidates if is_usable(pair, config)])
     if not parts[0]:
         raise ValueError(
@@ -160,7 +160,7 @@ def sequence_pairs(folder: str | Path, config: PoseDataConfig) -> tuple[list[Pos
     return parts[0], parts[1]
 
 
-def caps_pairs(root: str | Path, config: PoseDataConfig) -> tuple[list[PosePair], list[PosePair]]:
+def read_caps(root: str | Path, config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
     """Pairs of CAPS-MegaDepth for training and for validation; which scene is which depends on its name alone.
 
     The publishers chose the pairs by their overlap; the limits of rotation and overlap are applied on top. The baseline
@@ -170,8 +170,8 @@ def caps_pairs(root: str | Path, config: PoseDataConfig) -> tuple[list[PosePair]
         ValueError: naming the file that is missing or malformed, or the root when nothing usable is in it.
     """
     limits = PoseDataConfig(min_overlap=config.min_overlap, max_rotation=config.max_rotation, min_baseline=1e-6)
-    training: list[PosePair] = []
-    validation: list[PosePair] = []
+    training: list[PosedImagePair] = []
+    validation: list[PosedImagePair] = []
     folders = sorted(Path(root).glob("*/dense*/aligned"))
     if not folders:
         raise ValueError(f"{root}: no scene of CAPS-MegaDepth there (SCENE/dense*/aligned)")
@@ -180,7 +180,7 @@ def caps_pairs(root: str | Path, config: PoseDataConfig) -> tuple[list[PosePair]
         images = read_img_cam(folder / "img_cam.txt")
         pairs = list(_listed_pairs(folder / "pairs.txt", images))
         order = np.random.default_rng(zlib.crc32(scene.encode())).permutation(len(pairs))
-        kept: list[PosePair] = []
+        kept: list[PosedImagePair] = []
         for index in order:
             if len(kept) == config.per_scene:
                 break
@@ -215,7 +215,7 @@ def read_img_cam(path: Path) -> dict[str, PosedImage]:
     return images
 
 
-def _listed_pairs(path: Path, images: dict[str, PosedImage]) -> Iterator[PosePair]:
+def _listed_pairs(path: Path, images: dict[str, PosedImage]) -> Iterator[PosedImagePair]:
     for number, line in _lines(path):
         names = line.split()
         if len(names) != 2:
@@ -223,24 +223,19 @@ def _listed_pairs(path: Path, images: dict[str, PosedImage]) -> Iterator[PosePai
         unknown = [name for name in names if name not in images]
         if unknown:
             raise ValueError(f"{path}: line {number}: {unknown[0]} is not in img_cam.txt")
-        yield PosePair(images[names[0]], images[names[1]])
+        yield PosedImagePair(images[names[0]], images[names[1]])
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'no text file'})") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
-            yield number, line
+    """(line number, text) of the lines that are neither empty nor comments."""
+    return ((number, line) for number, line in read_lines(path) if not line.startswith("#"))
 
 
-def read_pairs(config: PoseDataConfig) -> tuple[list[PosePair], list[PosePair]]:
+def read_pairs(config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
     """All pairs of a configuration, for training and for validation."""
-    training: list[PosePair] = []
-    validation: list[PosePair] = []
-    for read, folders in ((sequence_pairs, config.folders), (caps_pairs, config.caps)):
+    training: list[PosedImagePair] = []
+    validation: list[PosedImagePair] = []
+    for read, folders in ((read_sequence, config.folders), (read_caps, config.caps)):
         for folder in folders:
             some, held = read(folder, config)
             training += some
@@ -258,17 +253,9 @@ def fit(
     Args:
         shift: (2,) in [0, 1], where along the excess the cut is made.
     """
-    height, width = image.shape[:2]
-    scale = max(size[0] / width, size[1] / height)
-    scaled = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
-    ratio = np.array(scaled) / (width, height)
+    scaled = cover((image.shape[1], image.shape[0]), size)
     left, top = (int(s * (a - b) + 0.5) for s, a, b in zip(shift, scaled, size, strict=True))
-    if scaled != (width, height):
-        image = cv2.resize(image, scaled, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    moved = matrix.copy()
-    moved[:2] *= ratio[:, None]
-    moved[:2, 2] += 0.5 * ratio - 0.5 - (left, top)
-    return np.ascontiguousarray(image[top : top + size[1], left : left + size[0]]), moved
+    return scale_and_cut(image, matrix, scaled, (left, top), size)
 
 
 class PoseSource:
@@ -284,7 +271,7 @@ class PoseSource:
     """
 
     def __init__(
-        self, pairs: list[PosePair], size: tuple[int, int], device: torch.device | str = "cpu", cache: int = 1000
+        self, pairs: list[PosedImagePair], size: tuple[int, int], device: torch.device | str = "cpu", cache: int = 1000
     ) -> None:
         if not pairs:
             raise ValueError("no image pairs to draw from")
@@ -304,7 +291,7 @@ class PoseSource:
         fundamental = torch.from_numpy(np.stack([view[2] for view in views])).float().to(self.device)
         return PoseBatch(image0.contiguous(), image1.contiguous(), fundamental)
 
-    def load(self, pair: PosePair, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(self, pair: PosedImagePair, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Two BGR uint8 crops (H, W, 3) and their fundamental matrix (3, 3), of unit norm.
 
         Raises:
@@ -321,7 +308,7 @@ class PoseSource:
         for _ in range(ATTEMPTS):
             pair = self.pairs[int(torch.randint(len(self.pairs), ()))]
             if torch.rand(()) < 0.5:
-                pair = PosePair(pair.second, pair.first)
+                pair = PosedImagePair(pair.second, pair.first)
             shifts = torch.rand(2, 2).numpy().astype(np.float64)
             try:
                 return self.load(pair, shifts)

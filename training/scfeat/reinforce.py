@@ -26,7 +26,7 @@ class DetectorConfig:
         samples: random 8-point estimates per image pair.
         good, bad: the constant rewards, also used where no matrix can be estimated.
         penalty: reward of every keypoint, whatever it matches.
-        photometric: strength of the random photometric change.
+        photometric: magnitude of the random photometric change.
     """
 
     cell: int = 8

@@ -1,4 +1,4 @@
-"""SCFeat's two stages as tasks of `training.loop.trainer`, and what selects their best checkpoint."""
+"""SCFeat's two stages as tasks of `training.loop.trainer`, and the validation that selects the best checkpoint."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from samfeat_core.detection import detect
 from samfeat_core.two_view import epipolar_distance
 from training.data.photometric import Photometric
-from training.samfeat.task import plain_layout, split
+from training.loop.dense import plain_layout, split
 from training.scfeat.epipolar import DescriptorConfig, epipolar_loss, grid_points
-from training.scfeat.pairs import PoseBatch, PosePair, PoseSource
+from training.scfeat.pairs import PoseBatch, PosedImagePair, PoseSource
 from training.scfeat.reinforce import DetectorConfig, detector_loss
 
 LIMITS = (1.0, 3.0, 5.0)  # pixels from the epipolar line at which validation counts
@@ -122,7 +122,7 @@ class EpipolarValidation:
 
     def __init__(
         self,
-        pairs: list[PosePair],
+        pairs: list[PosedImagePair],
         size: tuple[int, int],
         device: torch.device | str,
         detector: bool,
@@ -187,5 +187,5 @@ def to_channels(images: Tensor, network: nn.Module) -> Tensor:
     """RGB images as the network takes them: as they are, or grey."""
     if network.spec.channels == 3:  # type: ignore[union-attr]
         return images
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
+    luminance = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * luminance).sum(1, keepdim=True)

@@ -1,8 +1,4 @@
-"""Train one stage of SCFeat: `python -m training.train --config config/train/scfeat_descriptor.yaml --output DIR`.
-
-The command, its flags, resuming, DDP, precision and logs are those of `training.train`; a configuration that has the
-key `stage` comes here.
-"""
+"""Train one stage of SCFeat: the method `scfeat` of `python -m training.train`."""
 
 from __future__ import annotations
 
@@ -12,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
+from samfeat_core.errors import UsageError
 from samfeat_core.models import build_network, model_spec
 from samfeat_core.weights import load_network
-from training.loop.config import OptimizerConfig
-from training.loop.trainer import Trainer, check_same_run, own_rank, write_config
+from training.loop.config import RunConfig
+from training.loop.trainer import CURVE, Trainer, check_same_run, own_rank, write_config
 from training.scfeat.epipolar import DescriptorConfig
 from training.scfeat.pairs import PoseDataConfig, PoseSource, read_pairs
 from training.scfeat.reinforce import DetectorConfig
@@ -39,7 +35,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class ScfeatConfig:
+class ScfeatConfig(RunConfig):
     """Everything a run depends on, besides the machine.
 
     Attributes:
@@ -48,15 +44,15 @@ class ScfeatConfig:
         init: weights to start from, which for the detector stage is the outcome of the descriptor stage. The variant is
             then the file's, and `network` is not looked at.
         trainable: beginnings of the names of the parameters that the detector stage trains.
-        precision: fp32, bf16 or fp16 (autocast of the network; losses stay fp32).
-        validate_every: steps between validations and checkpoints.
+
+    Raises:
+        UsageError: unknown model; keys that contradict each other.
     """
 
     stage: str = "descriptor"
     model: str = "scfeat"
     init: str | None = None
     steps: int = 100_000
-    seed: int = 0
     precision: str = "fp32"
     validate_every: int = 1000
     trainable: tuple[str, ...] = ("head.",)
@@ -64,25 +60,16 @@ class ScfeatConfig:
     data: PoseDataConfig = field(default_factory=PoseDataConfig)
     descriptor: DescriptorConfig = field(default_factory=DescriptorConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        model_spec(self.model)
         if self.stage not in STAGES:
-            raise ValueError(f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}")
+            raise UsageError(f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}")
         if self.stage == "detector" and self.init is None:
-            raise ValueError("stage is detector, which needs init: the weights that the descriptor stage wrote")
+            raise UsageError("stage is detector, which needs init: the weights that the descriptor stage wrote")
         if self.stage == "descriptor" and self.model != "scfeat":
-            raise ValueError(f"model is {self.model!r}: the descriptor stage trains scfeat alone")
-
-
-def names_stage(path: Path) -> bool:
-    """Whether a YAML file is a configuration of SCFeat: it has the key `stage`. Whatever is wrong with it is left to
-    its reader."""
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    return isinstance(tree, dict) and "stage" in tree
+            raise UsageError(f"model is {self.model!r}: the descriptor stage trains scfeat alone")
 
 
 def build(config: ScfeatConfig) -> nn.Module:
@@ -105,7 +92,7 @@ def train(config: ScfeatConfig, output: Path, device: torch.device) -> float:
     network = build(config)
     multiple = model_spec(config.model).stride_multiple
     if any(side % multiple for side in config.data.size):
-        raise ValueError(f"data.size is {config.data.size}, expected multiples of {multiple} for {config.model}")
+        raise UsageError(f"data.size is {config.data.size}, expected multiples of {multiple} for {config.model}")
     pairs, held = read_pairs(config.data)
     validate = EpipolarValidation(held, config.data.size, device, config.stage == "detector")
     task: Stage = (
@@ -117,19 +104,17 @@ def train(config: ScfeatConfig, output: Path, device: torch.device) -> float:
     if rank == 0:
         write_config(config, output)
         print(f"{len(pairs)} pairs to train on, {len(held)} held out")
-        if not (output / "validation.jsonl").exists():  # the curve begins where the training does
+        if not (output / CURVE).exists():  # the curve begins where the training does
             scores = validate(network.to(device).eval())
-            (output / "validation.jsonl").write_text(json.dumps({"step": 0, **scores}) + "\n")
+            (output / CURVE).write_text(json.dumps({"step": 0, **scores}) + "\n")
     trainer = Trainer(
         task,
         PoseSource(pairs, config.data.size, device),
         validate,
         output,
+        config,
         batch=config.data.batch,
-        steps=config.steps,
-        optimizer=config.optimizer,
-        precision=config.precision,
-        validate_every=config.validate_every,
         device=device,
+        metadata={"model": config.model},
     )
     return trainer.run()

@@ -92,9 +92,7 @@ def epipolar_error(run: Run, footage: Footage) -> float | None:
     return float(np.median(joined)) if len(joined) else None
 
 
-def epipolar_errors(
-    points0: np.ndarray, points1: np.ndarray, footage: Footage, first: int, second: int
-) -> np.ndarray:
+def epipolar_errors(points0: np.ndarray, points1: np.ndarray, footage: Footage, first: int, second: int) -> np.ndarray:
     """(n,) mean distance of points (n, 2) in two frames from their two epipolar lines."""
     F = fundamental_matrix(footage.matrix, footage.matrix, footage.motion(first, second))
     points0, points1 = points0.astype(np.float64), points1.astype(np.float64)

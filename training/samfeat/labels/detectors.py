@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from training.data.photo_store import StoreError
+from samfeat_core.errors import UsageError
 
 Detector = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -22,13 +22,13 @@ def load_detector(base: str, count: int, model: str = "samfeat-nano", device: st
     """A base detector by name, or of a network's weights file.
 
     Args:
-        base: "shi-tomasi", "sift", or a weights file (e.g. of `python -m training.label bootstrap`).
+        base: "shi-tomasi", "sift", or a weights file (e.g. of the method `shapes`).
         count: at most this many keypoints per view.
         model: the network that a weights file is of, where the file itself does not say.
         device: where a network runs.
 
     Raises:
-        StoreError: neither a name nor a readable weights file of the network.
+        UsageError: neither a name nor a file, or an unknown model. WeightsError: not a weights file of the network.
     """
     if base == "shi-tomasi":
         return lambda views: [shi_tomasi(view, count) for view in views]
@@ -36,8 +36,8 @@ def load_detector(base: str, count: int, model: str = "samfeat-nano", device: st
         sift = cv2.SIFT.create(count)
         return lambda views: [_positions(sift.detect(view, None), count) for view in views]
     if not Path(base).is_file():
-        raise StoreError(f"{base}: neither one of {', '.join(OPENCV)} nor a weights file")
-    from .network import NetworkDetector
+        raise UsageError(f"{base}: neither one of {', '.join(OPENCV)} nor a weights file")
+    from training.samfeat.labels.network import NetworkDetector  # imports torch
 
     return NetworkDetector.load(base, count, model, device)
 

@@ -1,12 +1,13 @@
-"""The losses of DESIGN section 4, each a function of dense maps or sampled points; see the modules for the equations.
+"""The losses of SAMFeat (arXiv 2309.16992, section 3) and ours, each a function of dense maps or sampled points.
 
-All are scalars, run in float32 under autocast, skip images without what they need, and wait for no device.
+The modules give the equations. All are scalars, run in float32 under autocast, skip images without what they need, and
+wait for no device.
 """
 
 from .common import joint_means, mean_over_images
 from .descriptor import descriptor_triplet
 from .detection import detection_loss, keypoint_map
-from .distillation import group_relation, relation_distillation
+from .distillation import group_relation, mixed_relation_distillation, relation_distillation
 from .edge import edge_loss
 from .semantic_contrast import semantic_contrast
 
@@ -18,6 +19,7 @@ __all__ = [
     "joint_means",
     "keypoint_map",
     "mean_over_images",
+    "mixed_relation_distillation",
     "relation_distillation",
     "semantic_contrast",
 ]

@@ -1,4 +1,4 @@
-"""What the losses share: precision, means that skip images, distances."""
+"""Helpers of several losses: full precision under autocast, means that skip images, pairwise distances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L_des: attention-weighted triplet loss with the hardest in-batch negative (SAMFeat, DESIGN section 4).
+"""L_des: attention-weighted triplet loss with the hardest in-batch negative (SAMFeat, arXiv 2309.16992, section 3).
 
 With d_i, d'_i the matchable descriptors (unit descriptor times attention weight) of the corresponding points i in the
 two images, and a_i the attention at point i of the first,

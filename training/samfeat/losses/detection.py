@@ -1,4 +1,4 @@
-"""L_det: the score map against pseudo-labelled keypoints (SAMFeat, DESIGN section 4).
+"""L_det: the score map against pseudo-labelled keypoints (SAMFeat, arXiv 2309.16992, section 3).
 
 With s the logits and y the label map,
 

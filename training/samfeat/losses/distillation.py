@@ -1,4 +1,4 @@
-"""L_dis: attention-weighted semantic relation distillation (SAMFeat, DESIGN section 4).
+"""L_dis: attention-weighted semantic relation distillation (SAMFeat, arXiv 2309.16992, section 3).
 
 With f_i the student's feature and t_i the teacher's at position i of the student's map, a_i >= 0 the attention there,
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from .common import full_precision, image_mask, mean_over_images
 
 
-@full_precision
 def relation_distillation(
     student: Tensor,
     *,
@@ -29,7 +28,55 @@ def relation_distillation(
     positions: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """L_dis, a scalar: the mean over the images that have teacher output (0 where none has).
+    """L_dis, a scalar: the mean of `relation_differences` over the images that count (0 where none does)."""
+    return mean_over_images(
+        *relation_differences(
+            student,
+            embedding=embedding,
+            groups=groups,
+            attention=attention,
+            has_teacher=has_teacher,
+            positions=positions,
+            generator=generator,
+        )
+    )
+
+
+def mixed_relation_distillation(
+    student: Tensor,
+    embedding: Tensor,
+    groups: Tensor,
+    *,
+    attention: Tensor | None,
+    has_teacher: Tensor,
+    positions: int | None = None,
+) -> Tensor:
+    """L_dis of images of which some have the teacher's embedding and some only groups: one mean over all of them.
+
+    An image has an embedding unless that is 0 throughout. Arguments as of `relation_differences`.
+    """
+    embedded = has_teacher & (embedding != 0).flatten(1).any(1)
+    by_embedding, first = relation_differences(
+        student, embedding=embedding, attention=attention, has_teacher=embedded, positions=positions
+    )
+    by_groups, second = relation_differences(
+        student, groups=groups, attention=attention, has_teacher=has_teacher & ~embedded, positions=positions
+    )
+    return mean_over_images(torch.where(first, by_embedding, by_groups), first | second)
+
+
+@full_precision
+def relation_differences(
+    student: Tensor,
+    *,
+    embedding: Tensor | None = None,
+    groups: Tensor | None = None,
+    attention: Tensor | None = None,
+    has_teacher: Tensor | None = None,
+    positions: int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """L_dis of each image (B,), and which images count (B,) bool: those with teacher output and any attention.
 
     Args:
         student: (B, C, h, w), the distillation feature (`DenseFeatures.distill`), usually at stride 8.
@@ -46,7 +93,7 @@ def relation_distillation(
         ValueError: not exactly one of `embedding` and `groups`.
     """
     if (embedding is None) == (groups is None):
-        raise ValueError("relation_distillation takes either the teacher's embedding or groups, exactly one of them")
+        raise ValueError("relation distillation takes either the teacher's embedding or groups, exactly one of them")
     batch, _, height, width = student.shape
     feature = student.flatten(2)
     count = height * width
@@ -74,7 +121,7 @@ def relation_distillation(
     weighted = torch.einsum("bi,bij,bj->b", weight, difference, weight)
     total = weight.sum(1).square()
     counted = image_mask(has_teacher, student) & (total > 0)
-    return mean_over_images(weighted / torch.where(counted, total, torch.ones_like(total)), counted)
+    return weighted / torch.where(counted, total, torch.ones_like(total)), counted
 
 
 def group_relation(groups: Tensor, size: tuple[int, int], chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:

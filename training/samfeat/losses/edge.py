@@ -1,4 +1,4 @@
-"""L_edge: the student's edge map against the teacher's (SAMFeat, DESIGN section 4).
+"""L_edge: the student's edge map against the teacher's (SAMFeat, arXiv 2309.16992, section 3).
 
 L_edge = mean over valid positions of (sigmoid(e) - E)^2,   E in {0, 1} from the borders of the teacher's masks
 """

@@ -4,7 +4,7 @@ Where its keypoints are and how sure it is of them is drawn into a map of logits
 Descriptors of the two live in spaces of different dimension; what can be compared is which points resemble which:
 the relation between all points of a batch, across views and photographs (as L_dis does with SAM's embedding).
 Both losses are ours, in no paper. With s the score logits, t the drawn ones, q_i a normal distribution around point i
-over the pixels there, l_i its logit, f and g descriptors of the two views, e those of the example, c the scale:
+over the pixels there, l_i its logit, f and g descriptors of the two views, e the reference's, c the scale:
 
     L_score    = sum_x w(x) H(sigmoid t(x), sigmoid s(x)) / sum_x w(x), w = 0.1 + sigmoid t
                  + sum_i sigmoid(l_i) KL(q_i | softmax s) / sum_i sigmoid(l_i)
@@ -32,8 +32,8 @@ def score_imitation(score: Tensor, points: Tensor, logits: Tensor) -> Tensor:
     """Cross-entropies of score logits (B, 1, H, W): is there a keypoint at a pixel, and where around it exactly.
 
     Args:
-        points: (B, N, 2) the example's keypoints in pixels of the view, NaN where it does not show them.
-        logits: (B, N) how sure the example is of each; sure ones weigh more.
+        points: (B, N, 2) the reference's keypoints in pixels of the view, NaN where it does not show them.
+        logits: (B, N) log-odds of the reference's scores; sure ones weigh more.
     Images without any point do not count.
     """
     probability = torch.sigmoid(draw(points, logits, score))
@@ -45,7 +45,7 @@ def score_imitation(score: Tensor, points: Tensor, logits: Tensor) -> Tensor:
 
 
 def location(score: Tensor, points: Tensor, weight: Tensor) -> Tensor:
-    """(B,): weighted mean over points of KL(example | student) of the position among the pixels around a point.
+    """(B,): weighted mean over points of KL(reference | student) of the position among the pixels around a point.
 
     The student's distribution is the softmax of its logits, whose expectation `samfeat_core.detection.refine` takes.
     """
@@ -87,17 +87,17 @@ def draw(points: Tensor, logits: Tensor, like: Tensor) -> Tensor:
 
 @full_precision
 def relation_imitation(
-    descriptors0: Tensor, descriptors1: Tensor, example: Tensor, valid: Tensor, scale: float = 10.0
+    descriptors0: Tensor, descriptors1: Tensor, reference: Tensor, valid: Tensor, scale: float = 10.0
 ) -> Tensor:
-    """Mean over points and both directions of KL(example | student) of which point of the other views is alike.
+    """Mean over points and both directions of KL(reference | student) of which point of the other views is alike.
 
     Args:
         descriptors0, descriptors1: (B, N, D) unit rows of the same points in both views of each pair.
-        example: (B, N, E) unit rows, the example's descriptors of these points.
+        reference: (B, N, E) unit rows, the reference's descriptors of these points.
         valid: (B, N) bool, points that both views show. The others are no candidates either.
         scale: factor on cosine similarities before the softmax.
     """
-    first, second, wanted = (rows.flatten(0, 1) for rows in (descriptors0, descriptors1, example))
+    first, second, wanted = (rows.flatten(0, 1) for rows in (descriptors0, descriptors1, reference))
     absent = ~valid.flatten()
     target = (scale * wanted @ wanted.T).masked_fill(absent, NEVER).log_softmax(1)
     similarity = scale * first @ second.T

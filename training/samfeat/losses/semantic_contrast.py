@@ -1,4 +1,4 @@
-"""L_wsc: weakly supervised contrast on semantic groups (SAMFeat, DESIGN section 4).
+"""L_wsc: weakly supervised contrast on semantic groups (SAMFeat, arXiv 2309.16992, section 3).
 
 Among points sampled in one image, D+ is the mean descriptor distance of the pairs of one group, D- that of the pairs
 of different groups:

@@ -1,5 +1,1 @@
-"""What a teacher says about photographs, computed once and stored (DESIGN section 4)."""
-
-from training.data.teacher_store import TeacherEntry, TeacherStore, borders
-
-__all__ = ["TeacherEntry", "TeacherStore", "borders"]
+"""What a teacher says about photographs, computed once and stored (SAMFeat, arXiv 2309.16992, section 3)."""

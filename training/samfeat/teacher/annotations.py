@@ -17,13 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from training.data.photo_store import Note, Photo, SkipPhoto, read_photo
+from training.data.photo_store import Note, PhotoFile, SkipPhoto, read_photo
 from training.data.teacher_store import TeacherEntry, borders, compact
 
 TEACHER = "annotations"
 
 
-def label_files(segments: Path, photo: Photo) -> list[Path]:
+def label_files(segments: Path, photo: PhotoFile) -> list[Path]:
     """The photograph's label maps, in the order of the annotators; [] where there are none."""
     for name in (photo.name, Path(photo.name).name):
         folder = segments / name
@@ -51,7 +51,7 @@ def read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:
     return compact(labels)
 
 
-def annotate(photo: Photo, files: list[Path], annotator: str, note: Note) -> TeacherEntry:
+def annotate(photo: PhotoFile, files: list[Path], annotator: str, note: Note) -> TeacherEntry:
     """The entry of a photograph from its label maps; a map that cannot be used is noted and left out.
 
     Args:

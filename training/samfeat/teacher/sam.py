@@ -21,6 +21,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import rle_to_mask
 from torch import Tensor
 
+from samfeat_core.errors import UsageError
 from training.data.photo_store import SkipPhoto, StoreError
 from training.data.teacher_store import TeacherEntry, borders, compact
 
@@ -47,7 +48,7 @@ class MaskOptions:
     points_per_batch: int = 64
 
     def settings(self) -> dict[str, object]:
-        """What decides about the result."""
+        """The options that change the result."""
         return {key: value for key, value in asdict(self).items() if key != "points_per_batch"}
 
 
@@ -58,11 +59,11 @@ def load_sam(model: str, checkpoint: str | Path, device: str | torch.device) -> 
         model: "vit_h", "vit_l" or "vit_b".
 
     Raises:
-        StoreError: unknown model, no such file, not a checkpoint, or one of another model: one line each.
+        UsageError: unknown model. StoreError: no such file, not a checkpoint, or one of another model.
     """
     path = Path(checkpoint)
     if model not in MODELS:
-        raise StoreError(f"unknown SAM model {model!r}: expected one of {', '.join(MODELS)}")
+        raise UsageError(f"unknown SAM model {model!r}: expected one of {', '.join(MODELS)}")
     if not path.is_file():
         raise StoreError(f"{path}: no such SAM checkpoint (expected Meta's sam_{model}_*.pth)")
     try:

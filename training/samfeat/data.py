@@ -1,0 +1,150 @@
+"""What SAMFeat is trained on: photographs under homographies, with a share of stored pairs that have true parallax."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from samfeat_core.errors import UsageError
+from samfeat_core.models import model_spec
+from training.data.feature_store import FeatureStore
+from training.data.homography_pairs import HomographyConfig, HomographyPairs
+from training.data.label_store import LabelStore
+from training.data.pairs import PairBatch, concatenate
+from training.data.photo_store import PhotoStore
+from training.data.photometric import Photometric
+from training.data.photos import PhotoLoader, PhotoSource, load_photos
+from training.data.stored_pairs import Pair, PairSampler, StoredPairs
+from training.data.teacher_store import TeacherStore
+from training.samfeat.losses.matching import CELL
+
+COLOUR = 3  # channels, also for a grey network: the grey conversion is randomised per view (`photometric.grey`)
+VALIDATION_PAIRS, VALIDATION_BATCH, VALIDATION_SEED = 48, 8, 1234
+
+Store = TypeVar("Store", bound=PhotoStore)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+        photos: folders of photographs, for pairs under homographies.
+        teacher: store of `python -m training.teach`, or none.
+        labels: store of `python -m training.label photos`, or none.
+        features: store of `python -m training.label features`, reference features to imitate, or none.
+        pairs: folders of `python -m training.pairs`, stored pairs with true parallax, or none.
+        size: (width, height) of the views, multiples of 32.
+        batch: pairs per step and process.
+        parallax: share of every batch that comes from `pairs`.
+        long_side: photographs are decoded no larger than this.
+        validation: share of the photographs held out to select the best checkpoint.
+    """
+
+    photos: tuple[str, ...] = ()
+    teacher: str | None = None
+    labels: str | None = None
+    features: str | None = None
+    pairs: tuple[str, ...] = ()
+    size: tuple[int, int] = (320, 224)
+    batch: int = 8
+    parallax: float = 0.25
+    long_side: int = 640
+    validation: float = 0.03
+    homography: HomographyConfig = HomographyConfig()
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A configuration's data in memory. Runs whose data are the same can share them, as an ablation does."""
+
+    photos: PhotoSource
+    held_out: PhotoSource
+    parallax: list[Pair]
+
+
+def prepare(config: DataConfig, model: str, device: torch.device) -> PreparedData:
+    """Read and check everything that a configuration names.
+
+    Raises:
+        UsageError: the size does not suit the model. ValueError: a folder is not as expected. StoreError: a store is of
+            another kind.
+    """
+    multiple = max(model_spec(model).stride_multiple, CELL)
+    if any(side % multiple for side in config.size):
+        raise UsageError(f"data.size is {config.size[0]}x{config.size[1]}, {model} takes multiples of {multiple}")
+    loader = PhotoLoader(
+        COLOUR,
+        config.long_side,
+        opened(TeacherStore(config.teacher)) if config.teacher else None,
+        opened(LabelStore(config.labels)) if config.labels else None,
+        opened(FeatureStore(config.features)) if config.features else None,
+    )
+    stored = [StoredPairs(folder) for folder in config.pairs if config.parallax]
+    photos, held_out = hold_out(load_photos(config.photos, loader, device), config.validation)
+    return PreparedData(photos, held_out, [pairs[index] for pairs in stored for index in range(len(pairs))])
+
+
+def opened(store: Store) -> Store:
+    """The store itself; StoreError where there is none of its kind."""
+    store.settings()
+    return store
+
+
+def hold_out(photos: PhotoSource, share: float) -> tuple[PhotoSource, PhotoSource]:
+    """Training and validation photographs; which is which depends on the name alone."""
+    by_hash = sorted(photos.photos, key=lambda photo: zlib.crc32(photo.name.encode()))
+    count = max(round(share * len(by_hash)), 1)
+    if count >= len(by_hash):
+        raise ValueError(f"data.validation {share} of {len(by_hash)} photographs leaves none to train on")
+    return PhotoSource(by_hash[count:], photos.skipped), PhotoSource(by_hash[:count])
+
+
+class MixedSource:
+    """Batches of photographs under homographies, with a share of pairs that have true parallax."""
+
+    def __init__(self, photos: HomographyPairs, parallax: PairSampler | None, share: float) -> None:
+        self.photos, self.parallax, self.share = photos, parallax, share
+
+    def sample(self, count: int) -> PairBatch:
+        from_parallax = 0 if self.parallax is None else round(count * self.share)
+        batches = []
+        if count > from_parallax:
+            batches.append(self.photos.sample(count - from_parallax))
+        if self.parallax is not None and from_parallax:
+            batches.append(self.parallax.sample(from_parallax))
+        return concatenate(batches)
+
+    def state(self) -> Any:
+        return [part.state() for part in self._parts()]
+
+    def restore(self, state: Any) -> None:
+        for part, value in zip(self._parts(), state, strict=True):
+            part.restore(value)
+
+    def _parts(self) -> list[HomographyPairs | PairSampler]:
+        return [self.photos] if self.parallax is None else [self.photos, self.parallax]
+
+
+def training_source(data: PreparedData, config: DataConfig, device: torch.device) -> MixedSource:
+    """Where batches come from, as the configuration mixes them."""
+    photos = HomographyPairs(data.photos, config.size, device, config.homography)
+    parallax = PairSampler(data.parallax, config.size, COLOUR, device) if data.parallax else None
+    return MixedSource(photos, parallax, config.parallax)
+
+
+def validation_batches(photos: PhotoSource, config: DataConfig, device: torch.device, channels: int) -> list[PairBatch]:
+    """The same photometrically changed pairs in every validation of every run."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(VALIDATION_SEED)
+        pairs = HomographyPairs(photos, config.size, device, config.homography)
+        change = Photometric(channels=channels)
+        batches = []
+        for _ in range(VALIDATION_PAIRS // VALIDATION_BATCH):
+            batch = pairs.sample(VALIDATION_BATCH)
+            batch.image0, batch.image1 = change(batch.image0), change(batch.image1)
+            batches.append(batch)
+    return batches
