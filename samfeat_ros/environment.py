@@ -24,7 +24,7 @@ def prepare_environment() -> None:
     profile = transport_profile()
     if profile:
         # the publisher needs it as much as the node: without it Fast DDS loses most best-effort messages over 512 KiB
-        os.environ.setdefault(_profile_variable(), str(profile))
+        os.environ.setdefault(profile_variable(), str(profile))
 
 
 def transport_profile() -> Path | None:
@@ -35,7 +35,7 @@ def transport_profile() -> Path | None:
     return next((folder / PROFILE for folder in folders if (folder / PROFILE).is_file()), None)
 
 
-def _profile_variable() -> str:
+def profile_variable() -> str:
     """The variable of this distribution. Kilted reads the old name too, but warns about it."""
     distribution = os.environ.get("ROS_DISTRO")
     old = distribution in ("humble", "iron", "jazzy") or (distribution is None and _is_installed("ros-jazzy-rclpy"))

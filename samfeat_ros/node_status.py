@@ -1,8 +1,8 @@
 """The keys of the node's status on /diagnostics: what the node writes, and how others read it. Needs no ROS.
 
-Keys (stable): state, model, device, engine, frames_in, frames_processed, rate_in_hz, rate_out_hz, dropped,
-dropped_<cause>, latency_<stage>_<p50|p90|p99>_ms for the stages and for their total, keypoints, matches, inlier_ratio,
-image_age_s.
+Keys (stable): state, model, weights (their hash), device, engine, frames_in, frames_processed, rate_in_hz,
+rate_out_hz, dropped, dropped_<cause>, latency_<stage>_<p50|p90|p99>_ms for the stages and for their total, keypoints,
+matches, inlier_ratio, image_age_s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STAGES = ("queue", "decode", "network", "match", "publish")
 TIMED = (*STAGES, "total")
 
 # Causes of frames that were left out on purpose; every other cause is a fault.
-ON_PURPOSE = frozenset({"superseded", "idle", "disabled", "inactive"})
+ON_PURPOSE = frozenset({"superseded", "idle", "disabled", "inactive", "no_engine"})
 
 _DROPPED = "dropped_"
 _PERCENTILES = tuple(f"p{rank}" for rank in RANKS)

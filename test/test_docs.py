@@ -137,6 +137,9 @@ def check_python(arguments: Sequence[str]) -> None:
         assert not missing, f"no file {missing}"
     elif arguments[1] == "build":
         check_requirement("build")
+    elif arguments[1] == "samfeat_core.prepare":  # a robot has no typer
+        unknown = vars(importlib.import_module(arguments[1]))["parser"]().parse_known_args(given(arguments[2:]))[1]
+        assert not unknown, f"unknown options {unknown}"
     else:
         parse(vars(importlib.import_module(arguments[1]))["app"], arguments[2:])
 

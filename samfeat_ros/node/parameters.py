@@ -61,11 +61,15 @@ class Parameters:
     image_width: int = _entry(
         640,
         "Expected width of the images: the engine for that size is built when the node is configured, for any other "
-        "size when its first image comes.",
+        "size beside the running one; see build_after.",
         low=32,
         high=MAX_SIDE,
     )
     image_height: int = _entry(480, "Expected height of the images; see image_width.", low=32, high=MAX_SIDE)
+    build_after: int = _entry(
+        3, "Frames of a new size after which its engine is built. Until it is there, frames of that size give no "
+        "output, and those of other sizes go on.", low=1, high=1000,
+    )  # fmt: skip
     max_keypoints: int = _entry(1024, "Largest number of keypoints per frame.", change=LIVE, low=1, high=16384)
     threshold: float = _entry(
         -1.0, "Smallest score of a keypoint; negative = the model's own.", change=LIVE, low=-1.0, high=1.0

@@ -56,6 +56,7 @@ class Pipeline:
         parameters: validated; `set_parameters` replaces them between frames.
         mask: (H, W) uint8, 0 = no keypoints here; None = everywhere.
         warn: called with (key, text) when something is odd, but the frame is processed anyway.
+        see: called with (width, height) of every image, before the extractor gets it.
     """
 
     def __init__(
@@ -64,11 +65,12 @@ class Pipeline:
         parameters: Parameters,
         mask: np.ndarray | None = None,
         warn: Callable[[str, str], None] = lambda key, text: None,
+        see: Callable[[int, int], None] = lambda width, height: None,
     ) -> None:
         self.extractor = extractor
         self._tracker: Tracker | None = None
         self._tracker_name = ""
-        self._warn = warn
+        self._warn, self._see = warn, see
         self._lock = threading.Lock()
         self._mask = mask
         self._resized_mask: tuple[np.ndarray, np.ndarray] | None = None  # the mask it was made from, and itself
@@ -100,10 +102,10 @@ class Pipeline:
         """Process one image message.
 
         Raises:
-            ImageError: the image cannot be used.
+            ImageError: the image cannot be used. NoEngineError: there is no engine for its size yet.
             SamfeatError: the engine failed.
         """
-        with self._lock:  # a worker that was told to stop may still be building an engine in here
+        with self._lock:  # a worker that was told to stop may still be in here
             return self._process(msg)
 
     def _process(self, msg: Image | CompressedImage) -> ProcessedFrame:
@@ -113,6 +115,7 @@ class Pipeline:
         image = image_from_msg(msg, parameters.full_scale_16bit)
         encoding = msg.format if isinstance(msg, CompressedImage) else msg.encoding
         decoded = time.monotonic()
+        self._see(image.shape[1], image.shape[0])
         mask = self._mask_of(image)
         found = self.extractor(image, mask)
         extracted = time.monotonic()

@@ -28,12 +28,14 @@ from rclpy.exceptions import (
 )
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 
-from samfeat_core.errors import SamfeatError, one_line
+from samfeat_core.errors import NoEngineError, SamfeatError, one_line
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_ros.image_input import ImageError, image_from_msg
+from samfeat_ros.node.builder import EngineBuilder
 from samfeat_ros.node.diagnostics import Statistics, diagnostics_to_msg
 from samfeat_ros.node.outputs import Outputs
 from samfeat_ros.node.parameters import NAMES, ParameterError, Parameters, apply, declare
@@ -44,7 +46,7 @@ from samfeat_ros.topics import DIAGNOSTICS, NODE, TRANSPORTS, message_class, tra
 
 REPORT_PERIOD_S = 1.0
 WARN_PERIOD_S = 5.0
-# An inference ends well within this. Only building an engine takes longer; that is not waited for.
+# An inference ends well within this, and so does a build in a process of its own. Others are not waited for.
 STOP_TIMEOUT_S = 1.0
 
 
@@ -69,6 +71,7 @@ class SamfeatNode(LifecycleNode):
         self.parameters: Parameters = declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._pipeline: Pipeline | None = None
+        self._builder: EngineBuilder | None = None
         self._outputs: Outputs | None = None
         self._worker: NewestWorker[_Arrival] | None = None
         self._inputs: list[Any] = []
@@ -110,7 +113,7 @@ class SamfeatNode(LifecycleNode):
             ]
         except Exception as error:  # whatever a weights file or a runtime raises: a robot's log gets one line
             self._release()
-            if not self.context.ok():  # told to end, and a library turned that into an error of its own
+            if not self.context.ok():  # told to end meanwhile
                 raise KeyboardInterrupt from error
             self.get_logger().error(f"cannot configure: {_describe(error)}")
             return TransitionCallbackReturn.FAILURE
@@ -171,11 +174,13 @@ class SamfeatNode(LifecycleNode):
             )
         except (SamfeatError, ValueError) as error:
             raise type(error)(f"require_cuda is set: {error}" if parameters.require_cuda else str(error)) from error
+        extractor.builds_when_called = False
+        self._builder = EngineBuilder(extractor, parameters.build_after, self._log)
         # Only now the weights are read. An engine that was built before loads without torch.
-        extractor.prepare(parameters.image_width, parameters.image_height)
+        self._builder.build(parameters.image_width, parameters.image_height)
         if parameters.require_cuda and not str(extractor.device).startswith("cuda"):
             raise ParameterError(f"require_cuda is set, but the network would run on {extractor.device}")
-        return Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn)
+        return Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn, self._builder.see)
 
     def _subscribe(self) -> None:
         transport = self.parameters.image_transport
@@ -206,12 +211,14 @@ class SamfeatNode(LifecycleNode):
         worker, self._worker = self._worker, None
         ended = worker is None or worker.stop(STOP_TIMEOUT_S)
         if not ended:
-            self.get_logger().warning("the worker is still busy, maybe building an engine; it ends when that is done")
+            self.get_logger().warning("the worker is still busy; it ends when its frame is done")
         return ended
 
     def _release(self) -> bool:
         """Undo on_activate and on_configure. May be called twice."""
         ended = self._stop()
+        builder, self._builder = self._builder, None
+        ended &= builder is None or builder.stop(STOP_TIMEOUT_S)
         for service in self._own_services:
             self.destroy_service(service)
         self._own_services = []
@@ -286,6 +293,8 @@ class SamfeatNode(LifecycleNode):
         except ImageError as error:
             self.statistics.drop(error.cause)
             self._warn(error.cause, f"image refused ({error.cause}): {error}")
+        except NoEngineError:
+            self.statistics.drop("no_engine")
         except Exception as error:  # the node outlives an engine that fails
             if self.context.ok():
                 self.statistics.drop("failed")
@@ -314,6 +323,7 @@ class SamfeatNode(LifecycleNode):
         values = {
             "state": "active" if self._worker else "inactive" if pipeline else "unconfigured",
             "model": pipeline.extractor.model_name if pipeline else self.parameters.model,
+            "weights": pipeline.extractor.weights_hash if pipeline else "none",
             "device": str(pipeline.extractor.device) if pipeline else "none",
             "engine": pipeline.extractor.engine_name if pipeline else "none",
             **counted,
@@ -360,35 +370,58 @@ def _describe(error: BaseException) -> str:
     return text if isinstance(error, (SamfeatError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
-def _spin(node: SamfeatNode, executor: SingleThreadedExecutor) -> None:
-    """Spin until the context ends, past errors of ROS: for a lifecycle request that does not fit the state, Humble and
-    Jazzy raise RCLError, a RuntimeError, out of the executor."""
-    while rclpy.ok():
+def _spin(node: SamfeatNode, executor: SingleThreadedExecutor, until: Future | None = None) -> None:
+    """Spin until the context ends or the future is done, past errors of ROS: for a lifecycle request that does not fit
+    the state, Humble and Jazzy raise RCLError, a RuntimeError, out of the executor."""
+    while rclpy.ok() and not (until and until.done()):
         try:
-            executor.spin()
+            executor.spin_until_future_complete(until) if until else executor.spin()
         except RuntimeError as error:
             if rclpy.ok():
                 node.get_logger().error(f"refused: {_describe(error)}")
                 time.sleep(0.1)  # no busy loop where the error persists
 
 
+def _start_apart(node: SamfeatNode, executor: SingleThreadedExecutor) -> Future:
+    """`node.start()` in a thread of its own: parameters and diagnostics answer while the first engine is built."""
+    started: Future = Future(executor=executor)
+
+    def start() -> None:
+        try:
+            started.set_result(node.start())
+        except (KeyboardInterrupt, RuntimeError) as error:  # told to end meanwhile
+            if node.context.ok():
+                node.get_logger().error(f"cannot start: {_describe(error)}")
+            started.set_result(False)
+
+    threading.Thread(target=start, name="samfeat-start", daemon=True).start()
+    return started
+
+
 def main(args: list[str] | None = None) -> int:
     """Executable `samfeat_node`.
 
     Returns:
-        exit code: 0 after SIGINT or SIGTERM, 1 when `autostart` could not configure, 2 for an impossible parameter.
+        exit code: 0 after SIGINT or SIGTERM, 1 when `autostart` could not configure, 2 for an impossible parameter or
+        a params file that cannot be read.
     """
     # As SIGINT does: rclpy's own handler only ends the context, which nobody looks at while an engine is built.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    rclpy.init(args=args)
+    try:
+        rclpy.init(args=args)
+    except RuntimeError as error:  # RCLError
+        print(f"samfeat: {one_line(error, 300)}", file=sys.stderr)
+        return 2
     node, code, ended = None, 0, True
     try:
         node = SamfeatNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        if node.parameters.autostart and not node.start():
-            code = 1
-        else:
+        if node.parameters.autostart:
+            started = _start_apart(node, executor)
+            _spin(node, executor, until=started)
+            code = int(rclpy.ok() and not started.result())
+        if not code:
             _spin(node, executor)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

@@ -11,13 +11,14 @@ from launch_packages import SITE
 
 from samfeat_core.engines import DEVICES, ENGINES
 from samfeat_core.models import MODELS
-from samfeat_ros.environment import PROFILE_VARIABLES
+from samfeat_ros.environment import PROFILE_VARIABLES, profile_variable
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "launch" / "samfeat.launch.py"
 ARGUMENTS = {
     "image_topic", "camera_info_topic", "image_transport", "model", "weights", "device", "engine", "params_file",
-    "namespace", "use_sim_time", "autostart", "log_level",
+    "namespace", "use_sim_time", "autostart", "log_level", "node_name", "mask_topic", "respawn", "required",
+    "visual_odometry",
 }  # fmt: skip
 
 
@@ -84,7 +85,8 @@ def launched(launch_file, monkeypatch):
         pending = list(launch_file().generate_launch_description().entities)
         while pending:
             pending = [*(pending[0].visit(context) or []), *pending[1:]]
-        return nodes[-1], context.environment
+        # launched as the last of the description: the actions that follow the node are its handlers
+        return nodes[0], nodes[0]["additional_env"]
 
     return run
 
@@ -102,12 +104,14 @@ def test_defaults_leave_the_parameters_to_the_file(launched, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     node, environment = launched(image_topic="/front/image_raw")
     assert (node["package"], node["executable"], node["name"]) == ("samfeat_ros", "samfeat_node", "samfeat")
-    assert node["remappings"] == [("image", "/front/image_raw"), ("camera_info", "/front/camera_info")]
+    assert node["remappings"] == [
+        ("image", "/front/image_raw"), ("camera_info", "/front/camera_info"), ("mask", "mask")
+    ]  # fmt: skip
     assert node["parameters"][0].param_file[0].text == str(ROOT / "config" / "samfeat.yaml")
     assert (ROOT / "config" / "samfeat.yaml").is_file()
     assert node["parameters"][1] == {"use_sim_time": False, "autostart": True}
     profile = str(ROOT / "config" / "fastdds_shm.xml")
-    assert environment["FASTDDS_DEFAULT_PROFILES_FILE"] == environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == profile
+    assert environment == {profile_variable(): profile} and not node["respawn"]
 
 
 def test_arguments_reach_the_node(launched, monkeypatch):
@@ -116,16 +120,27 @@ def test_arguments_reach_the_node(launched, monkeypatch):
         image_topic="image", engine="eager", model="samfeat", device="cpu", image_transport="compressed",
         namespace="robot", use_sim_time="True", autostart="false", log_level="debug",
     )  # fmt: skip
-    assert node["remappings"] == [("image", "image"), ("camera_info", "camera_info")]
+    assert node["remappings"] == [("image", "image"), ("camera_info", "camera_info"), ("mask", "mask")]
     assert node["namespace"] == "robot"
     assert node["parameters"][1] == {
         "engine": "eager", "model": "samfeat", "device": "cpu", "image_transport": "compressed", "use_sim_time": True,
         "autostart": False,
     }  # fmt: skip
-    assert node["arguments"] == ["--ros-args", "--log-level", "debug"]
-    assert environment["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
+    assert node["arguments"] == ["--ros-args", "--log-level", "robot.samfeat:=debug"]
+    assert environment == {}  # the user's own profile stays
 
 
-def test_a_wrong_flag_is_refused(launched):
-    with pytest.raises(ValueError, match="autostart is 'yes', expected true or false"):
-        launched(autostart="yes")
+@pytest.mark.parametrize(("name", "value"), [("autostart", "yes"), ("engine", "warp"), ("log_level", "loud")])
+def test_a_wrong_choice_is_refused(launched, name, value):
+    with pytest.raises(RuntimeError, match=f"(?s){name}.*{value}"):
+        launched(**{name: value})
+
+
+def test_a_required_node_that_fails_makes_the_launch_fail(launch_file):
+    from types import SimpleNamespace
+
+    module, running = launch_file(), SimpleNamespace(is_shutdown=False)
+    with pytest.raises(RuntimeError, match="samfeat-1 is required, and ended with exit code 1"):
+        module.end_launch(SimpleNamespace(process_name="samfeat-1", returncode=1), running)
+    assert len(module.end_launch(SimpleNamespace(process_name="samfeat-1", returncode=0), running)) == 1
+    assert module.end_launch(SimpleNamespace(returncode=1), SimpleNamespace(is_shutdown=True)) == []

@@ -383,7 +383,7 @@ def test_the_newest_frame_wins_and_memory_stays_flat(rig):
         time.sleep(0.1)
         return extract(image, mask)
 
-    for name in ("max_keypoints", "threshold", "device", "engine_name", "model_name"):
+    for name in ("max_keypoints", "threshold", "device", "engine_name", "model_name", "weights_hash"):
         setattr(slow, name, getattr(extract, name))
     node._pipeline.extractor = slow
     for _ in range(100):
@@ -432,6 +432,12 @@ def tracked(rig):
     return camera, got, restarts
 
 
+def until_answered(rig, camera, got):
+    """Send frames until one of their size is answered: its engine is built beside the running one."""
+    count = len(got)
+    rig.wait(lambda: camera.send() and time.sleep(0.05) is None and len(got) > count, "the engine of a new size")
+
+
 def stamps_go_back(rig, camera):
     camera.start_ns -= 100 * FRAME_NS
 
@@ -452,7 +458,10 @@ def other_resolution(rig, camera):
 def test_tracks_restart(rig, tracked, event):
     camera, got, restarts = tracked
     event(rig, camera)
-    assert camera.frame(got).width == 0
+    if event is other_resolution:
+        until_answered(rig, camera, got)
+    else:
+        assert camera.frame(got).width == 0
     rig.wait(lambda: [msg.data for msg in restarts] == [True])
     assert camera.frame(got).width > 10
     assert len(restarts) == 1
@@ -464,14 +473,35 @@ def test_tracks_restart_when_the_encoding_changes(rig, tracked):
     rig.wait(lambda: restarts)
 
 
-def test_a_new_resolution_does_not_stop_the_reports(rig, tracked):
-    """Building an engine for another shape is the worker's business; the executor goes on."""
+def test_new_resolutions_are_taken(rig, tracked):
     camera, got, _ = tracked
-    reports = rig.listen(DiagnosticArray, "/diagnostics")
     for width, height in ((128, 96), (97, 81), (160, 120)):
         camera.width, camera.height = width, height
+        until_answered(rig, camera, got)
+
+
+def test_frames_of_a_known_size_go_on_while_an_engine_is_built(rig, tracked):
+    camera, got, _ = tracked
+    node = rig.spinners[-1].node
+    other = grey(cv2.resize(camera.image, (320, 256)))
+    for count in (1, 2):
+        camera.send(other)
+        rig.wait(lambda count=count: node.statistics.dropped["no_engine"] == count)
+    assert not rig.lines(INFO, "for images of 320x256")  # a size seen twice is not built
+    arrivals = []
+
+    def built() -> bool:
         camera.frame(got)
-    rig.wait(lambda: reports)
+        arrivals.append(time.monotonic())
+        time.sleep(0.03)
+        return not node._pipeline.extractor.lacks_engine(320, 256)
+
+    camera.send(other)
+    rig.wait(lambda: rig.lines(INFO, "building the engine for images of 320x256"))
+    rig.wait(built)
+    assert len(arrivals) > 10
+    assert len(rig.lines(INFO, "320x256")) == 1
+    camera.frame(got, grey(cv2.resize(camera.image, (320, 256))))
 
 
 # ---- services, parameters, mask ----

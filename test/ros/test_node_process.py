@@ -92,7 +92,7 @@ def test_signals_end_it_cleanly(rig, start, camera, sign):
 def test_a_signal_while_the_engine_is_built(start, tmp_path, sign):
     process = start(autostart="true", cache_dir=str(tmp_path), image_width="1600", image_height="1200", device="auto")
     deadline = time.monotonic() + TIMEOUT_S
-    while "engine" not in process.text() and time.monotonic() < deadline:
+    while "building the engine" not in process.text() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.end(sign) == 0
     assert "Traceback" not in process.text() and "[ERROR]" not in process.text()
@@ -179,3 +179,12 @@ def test_what_cannot_be_ends_with_one_line_and_a_code(start, parameters, code, t
     assert process.end() == code, process.text()
     lines = [line for line in process.text().splitlines() if "PROFILES_FILE" not in line and "[INFO]" not in line]
     assert len(lines) == 1 and text in lines[0]
+
+
+def test_a_params_file_that_is_no_yaml_gives_one_line(start, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: [b\n  c: {")
+    process = start("--params-file", str(path))
+    assert process.end() == 2
+    lines = [line for line in process.text().splitlines() if line.startswith("samfeat:")]
+    assert len(lines) == 1 and str(path) in lines[0] and "Traceback" not in process.text()
