@@ -41,9 +41,10 @@ def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[T
     unknown = [suite for suite in suites if suite not in (*SUITES, "all")]
     if unknown:
         raise UsageError(f"--suite {unknown[0]}: unknown; expected one of {', '.join([*SUITES, 'all'])}")
-    found = [suite for suite in SUITES if find_folder(data, suite).is_dir()]
+    found = [suite for suite in SUITES if suite != "tracks" and find_folder(data, suite).is_dir()]
     if "all" in suites and not found:
-        raise ValueError(f"{data}: none of the folders {', '.join(names[0] for names in FOLDERS.values())}")
+        folders = dict.fromkeys(names[0] for names in FOLDERS.values())
+        raise ValueError(f"{data}: none of the folders {', '.join(folders)}")
     chosen = [name for suite in suites for name in (found if suite == "all" else [suite])]
     return [task for name in dict.fromkeys(chosen) for task in SUITES[name](data, options)]
 
@@ -61,7 +62,8 @@ def run_tasks(
         for label, entrant in task.entrants(extractors).items():
             head = {"extractor": label, "suite": task.suite, "dataset": task.dataset, "protocol": task.protocol}
             found = known.get(_key({**head, "pairs": len(task.pairs)}))
-            yield {**found, "reused": True} if found else task.run(label, entrant, _bar(label, task))
+            # each task runs the kind of entrant that it has named itself
+            yield {**found, "reused": True} if found else task.run(label, entrant, _bar(label, task))  # type: ignore[arg-type]
 
 
 def _bar(label: str, task: Task | TrackTask):
@@ -102,7 +104,11 @@ app = application()
 @app.command()
 def main(
     suite: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose.")
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join([*SUITES, 'all'])}; repeatable. Default: homography and pose. "
+            "all does not include tracks, which renders for minutes."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the evaluation sets.", show_default="$SAMFEAT_DATA/eval")

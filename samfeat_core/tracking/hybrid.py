@@ -37,6 +37,7 @@ CONFIRM_PX = 1.0  # a keypoint this near to a followed point is the same point
 POLISH_PX = 1.0  # a patch may move a point this far from where flow left it
 RETURN_PX = 1.0  # flow back to the last frame must end this near
 LEAST_CORRELATION = 0.5  # with the reference patch, of a point that was found
+REPAIR_CORRELATION = 0.5  # of a keypoint that takes the place of a point that flow has lost
 RENEW_CORRELATION = 0.8  # below it a confirmed point gets a new reference: its view has changed
 KEYFRAME_BACK, KEYFRAME_EVERY = 8, 4  # how far back, and how often, tracks are checked over several frames
 RECALL_EVERY = 2  # frames: how often lost tracks are looked for, in frames without that check
@@ -143,7 +144,8 @@ class HybridTracker(Tracker):
 
         found = self._follow(tracks, frame, self._predict(tracks, features, camera))
         if self.repair:
-            self._confirm(found, tracks, features)
+            self._confirm(found, features)
+            self._repair(found, tracks, features, frame)
         found.alive &= allowed(found.points, mask, size)
         candidates = np.flatnonzero(found.alive)[: self.max_points]
         inlier = self._verified(tracks.points[candidates], found.points[candidates], camera)
@@ -234,10 +236,14 @@ class HybridTracker(Tracker):
             tracks.slots[rows] = self._patches.allocate(len(rows))
             self._patches.anchor(image.values, tracks.points[rows], tracks.slots[rows])
 
-    def _confirm(self, found: _Found, tracks: TrackTable, features: Features) -> None:
-        """Keypoints confirm the points beside them, and take the place of points that flow has lost."""
+    @staticmethod
+    def _confirm(found: _Found, features: Features) -> None:
+        """Keypoints confirm the points beside them."""
         rows = np.flatnonzero(found.alive)
         found.keypoint[rows] = nearest_within(found.points[rows], features.keypoints, CONFIRM_PX, features.image_size)
+
+    def _repair(self, found: _Found, tracks: TrackTable, features: Features, frame: _Image | None) -> None:
+        """Free keypoints take the place of points that flow has lost, near the prediction, if they look like them."""
         lost = np.flatnonzero(~found.alive)
         free = np.flatnonzero(~np.isin(np.arange(len(features)), found.keypoint))
         keypoint, rows, _ = match_mutual(
@@ -246,9 +252,14 @@ class HybridTracker(Tracker):
         keypoint, rows = free[keypoint], lost[rows]
         points, expected = features.keypoints[keypoint], found.expected[rows]
         apart, moved = (np.linalg.norm(part - expected, axis=1) for part in (points, tracks.points[rows]))
-        near = apart < REACH_PX + REACH * moved
-        rows, keypoint = rows[near], keypoint[near]
-        found.points[rows], found.keypoint[rows], found.alive[rows] = points[near], keypoint, True
+        good = apart < REACH_PX + REACH * moved
+        if frame is not None and self._image is not None:
+            self._anchor(tracks, rows, self._image)
+            there, _, trust = self._patches.align(frame.values, points, tracks.slots[rows], iterations=3)
+            good &= trust > REPAIR_CORRELATION
+            found.trust[rows] = trust
+        rows, keypoint = rows[good], keypoint[good]
+        found.points[rows], found.keypoint[rows], found.alive[rows] = points[good], keypoint, True
 
     # ---- what becomes of the tracks ----
 

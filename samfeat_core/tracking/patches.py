@@ -69,7 +69,7 @@ class ReferencePatches:
         self.warps[slots] = np.eye(2, dtype=np.float32)
 
     def align(
-        self, image: np.ndarray, points: np.ndarray, slots: np.ndarray, iterations: int = 1, reach: float = 3.0
+        self, image: np.ndarray, points: np.ndarray, slots: np.ndarray, iterations: int = 2, reach: float = 3.0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the reference patches lie in an image.
 
@@ -85,7 +85,8 @@ class ReferencePatches:
             correlation (n,) float32 of the image there with the reference, at most 1.
         """
         reference, solver = self._reference[slots], self._solver[slots]
-        warps, at = self.warps[slots], points.astype(np.float32)
+        points = points.astype(np.float32)
+        warps, at = self.warps[slots], points
         for _ in range(iterations):
             patch = _sample(image, at, warps)
             step = np.matmul(solver, patch[:, :, None])[:, :, 0] / _deviation(patch)[:, None]

@@ -35,17 +35,19 @@ class Engine:
 def make(weights, monkeypatch):
     """Makes extractors on such engines; `make.engines` are those that were built, the newest last."""
 
+    class Maker:
+        engines: list[Engine] = []
+
+        def __call__(self, model="samfeat-nano", **options):
+            options = {"threshold": 0.0, "log": lambda level, text: None, **options}
+            return FeatureExtractor.from_pretrained(model, "cpu", "eager", weights=weights, **options)
+
     def build(names, job, log):
-        make_one.engines.append(Engine(job))
-        return make_one.engines[-1]
+        Maker.engines.append(Engine(job))
+        return Maker.engines[-1]
 
-    def make_one(model="samfeat-nano", **options):
-        options = {"threshold": 0.0, "log": lambda level, text: None, **options}
-        return FeatureExtractor.from_pretrained(model, "cpu", "eager", weights=weights, **options)
-
-    make_one.engines = []
     monkeypatch.setattr(module, "build_engine", build)
-    return make_one
+    return Maker()
 
 
 def picture(height, width, channels=None):
@@ -180,7 +182,7 @@ def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make, weights):
     jobs = [engine.job for engine in make.engines]
     assert [(job.height, job.width) for job in jobs] == sizes and len(sizes) == 4
     assert {(job.max_keypoints, job.nms_radius, job.device, job.spec.name) for job in jobs} == {
-        (10, 1, "cpu", "samfeat-nano")
+        (16, 1, "cpu", "samfeat-nano")
     }
     assert {(job.weights, job.cache_dir) for job in jobs} == {(Path(weights), extractor.cache_dir)}
     extractor.prepare(32, 32)  # used again, so the second is the oldest now
@@ -192,15 +194,16 @@ def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make, weights):
     assert len(make.engines) == 6
 
 
-def test_an_engine_is_built_anew_for_more_keypoints_only(make):
+def test_an_engine_is_built_anew_beyond_the_next_power_of_two_only(make):
     extractor = make(max_keypoints=10)
     extractor.prepare(32, 32)
-    extractor.max_keypoints = 5
+    for fewer_or_as_many in (5, 16):
+        extractor.max_keypoints = fewer_or_as_many
+        extractor.prepare(32, 32)
+        assert len(make.engines) == 1
+    extractor.max_keypoints = 17
     extractor.prepare(32, 32)
-    assert len(make.engines) == 1
-    extractor.max_keypoints = 11
-    extractor.prepare(32, 32)
-    assert [engine.job.max_keypoints for engine in make.engines] == [10, 11]
+    assert [engine.job.max_keypoints for engine in make.engines] == [16, 32]
     extractor.prepare(32, 32)
     assert len(make.engines) == 2
 
@@ -253,9 +256,11 @@ def test_whole_numbers_are_asked_for_where_the_bounds_are():
 
 def test_the_largest_image_is_let_through_and_one_more_pixel_is_not():
     assert MAX_SIDE == 8192
-    for shape in ((1, 8192), (8192, 1), (2, 2, 3)):
+    good: list[tuple[int, ...]] = [(1, 8192), (8192, 1), (2, 2, 3)]
+    bad: list[tuple[int, ...]] = [(1, 8193), (8193, 1), (0, 5), (2, 2, 2), (2, 2, 4), (5,), (1, 2, 3, 3)]
+    for shape in good:
         check_image(np.zeros(shape, np.uint8), None)
-    for shape in ((1, 8193), (8193, 1), (0, 5), (2, 2, 2), (2, 2, 4), (5,), (1, 2, 3, 3)):
+    for shape in bad:
         with pytest.raises(ValueError, match="image has shape"):
             check_image(np.zeros(shape, np.uint8), None)
 
@@ -288,13 +293,13 @@ def test_large_images_shrink_to_the_long_side_that_was_asked_for(make):
 @pytest.mark.parametrize(
     ("device", "engine", "said"),
     [
-        ("auto", "auto", "samfeat-nano: engine told on cpu (no GPU; other: missing)"),
-        ("auto", "eager", "samfeat-nano: engine told on cpu (no GPU; other: missing)"),
-        ("cpu", "auto", "samfeat-nano: engine told on cpu (other: missing)"),
-        ("cpu", "eager", None),
+        ("auto", "auto", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
+        ("auto", "eager", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
+        ("cpu", "auto", "model samfeat-nano, engine told, device cpu (other: missing)"),
+        ("cpu", "eager", "model samfeat-nano, engine told, device cpu (other: missing)"),
     ],
 )
-def test_what_is_chosen_by_itself_is_said(weights, monkeypatch, caplog, device, engine, said):
+def test_what_is_chosen_is_said(weights, monkeypatch, caplog, device, engine, said):
     monkeypatch.setattr(
         module, "choose_device", lambda *asked: ("cpu", "no GPU") if asked == (device, engine) else None
     )
@@ -305,12 +310,11 @@ def test_what_is_chosen_by_itself_is_said(weights, monkeypatch, caplog, device, 
     FeatureExtractor.from_pretrained(
         device=device, engine=engine, weights=weights, log=lambda level, text: lines.append((level, text))
     )
-    assert lines == ([("info", said)] if said else [])
+    assert lines == [("info", said)]
     caplog.set_level(logging.INFO, "samfeat_core")
     FeatureExtractor.from_pretrained(device=device, engine=engine, weights=weights)
-    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == (
-        [("samfeat_core", "INFO", said)] if said else []
-    )
+    said_by = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert said_by == [("samfeat_core", "INFO", said)]
 
 
 def test_a_gpu_needs_no_reason(weights, monkeypatch):
@@ -318,7 +322,7 @@ def test_a_gpu_needs_no_reason(weights, monkeypatch):
     monkeypatch.setattr(module, "candidates", lambda engine, device: (["tensorrt"], []))
     lines = []
     extractor = FeatureExtractor.from_pretrained(weights=weights, log=lambda level, text: lines.append(text))
-    assert lines == ["samfeat-nano: engine tensorrt on cuda"] and extractor.device == "cuda"
+    assert lines == ["model samfeat-nano, engine tensorrt, device cuda"] and extractor.device == "cuda"
 
 
 def test_weights_are_the_shipped_ones_or_the_file_that_was_given(tmp_path, monkeypatch):

@@ -206,7 +206,7 @@ def test_trackers_by_name():
         tracker = make_tracker(name, 77, verify=False)
         assert type(tracker) is HybridTracker
         assert (tracker.max_points, tracker.repair, tracker.verify) == (77, repair, False)
-    assert make_tracker("hybrid").max_points == CornerTracker().max_points == 1024
+    assert HybridTracker().max_points == CornerTracker().max_points == 1024
     with pytest.raises(ValueError, match="^tracker is 'orb', expected one of match, flow, hybrid$"):
         make_tracker("orb")
 

@@ -103,8 +103,9 @@ def test_two_processes_train_one_network(config, tmp_path):
 @pytest.mark.parametrize(
     ("change", "code", "text"),
     [
-        ({"method": None}, 2, "method is None, expected samfeat or scfeat or shapes"),
-        ({"method": "disk"}, 2, "method is 'disk', expected samfeat or scfeat or shapes"),
+        ({"method": None}, 2, "method is None, expected one of samfeat, scfeat, shapes"),
+        ({"method": "disk"}, 2, "method is 'disk', expected one of samfeat, scfeat, shapes"),
+        ({"method": ["samfeat"]}, 2, "method is ['samfeat'], expected one of samfeat, scfeat, shapes"),
         ({"stepz": 3}, 2, "unknown key stepz"),
         ({"data": {"photoz": []}}, 2, "unknown key data.photoz"),
         ({"steps": "many"}, 2, "steps is 'many', expected int"),

@@ -54,7 +54,7 @@ class Task:
     protocol: dict
     measure: Callable[[Sequence[Any], TimedExtractor, Callable], dict] = field(repr=False)
 
-    def entrants(self, extractors: dict[str, Extractor]) -> dict[str, Extractor]:
+    def entrants(self, extractors: dict[str, Extractor]) -> dict[str, Any]:
         """Who is to be measured, by label: the extractors themselves."""
         return extractors
 

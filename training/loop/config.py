@@ -91,8 +91,8 @@ def load_config(path: Path, overrides: list[str] | None, schemas: Mapping[str, t
     for override in overrides or []:
         put(tree, override)
     method = tree.pop(METHOD, None)
-    if method not in schemas:
-        raise UsageError(f"{path}: {METHOD} is {method!r}, expected {' or '.join(schemas)}")
+    if not isinstance(method, str) or method not in schemas:
+        raise UsageError(f"{path}: {METHOD} is {method!r}, expected one of {', '.join(schemas)}")
     return build(schemas[method], tree, str(path), "")
 
 

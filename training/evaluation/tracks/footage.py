@@ -11,6 +11,8 @@ import numpy as np
 
 from samfeat_core.poses import relative_pose, transform_points
 from samfeat_core.sequence import ImageSequence
+from samfeat_core.tracking.motion import inside as within
+from samfeat_core.tracking.motion import pixels
 from samfeat_core.two_view import normalize_points, to_homogeneous
 from training.data.scenes import SCENES, fly_through, load_textures, pinhole
 
@@ -84,16 +86,16 @@ class Footage:
         assert self.depth is not None
         depth = self.depth(frame)
         kernel = np.ones((2 * EDGE_RADIUS + 1, 2 * EDGE_RADIUS + 1), np.uint8)
-        step = cv2.dilate(depth, kernel) > (1 + EDGE_STEP) * cv2.erode(depth, kernel)
-        at = _pixels(apply_homography(np.linalg.inv(self.warp(frame)), points), self.size)
+        step = np.asarray(cv2.dilate(depth, kernel) > (1 + EDGE_STEP) * cv2.erode(depth, kernel))
+        at = pixels(apply_homography(np.linalg.inv(self.warp(frame)), points), self.size)
         return np.asarray(step[at[:, 1], at[:, 0]])
 
     def _shown(self, points: np.ndarray, frame: int) -> np.ndarray:
         """(n,) bool: a place (n, 2) lies in the image, where it shows the scene."""
-        inside = ((points >= 0) & (points <= np.array(self.size) - 1)).all(axis=1)  # NaN is not
+        inside = within(points, self.size)
         hidden = None if self.hidden is None else self.hidden(frame)
         if hidden is not None:
-            at = _pixels(np.where(inside[:, None], points, 0), self.size)
+            at = pixels(np.where(inside[:, None], points, 0), self.size)
             inside &= ~hidden[at[:, 1], at[:, 0]]
         return np.asarray(inside)
 
@@ -155,7 +157,7 @@ def depth_at(depth: np.ndarray, points: np.ndarray) -> np.ndarray:
     pixel decides.
     """
     height, width = depth.shape
-    inside = ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=1)
+    inside = within(points, (width, height))
     at = np.where(inside[:, None], points, 0)
     corner = np.minimum(at.astype(np.int64), (width - 2, height - 2))
     share = at - corner
@@ -173,7 +175,3 @@ def apply_homography(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (n, 2) under a homography (3, 3)."""
     mapped = to_homogeneous(points.astype(np.float64)) @ matrix.T
     return mapped[:, :2] / mapped[:, 2:]
-
-
-def _pixels(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.clip(np.rint(points), 0, np.array(size) - 1).astype(np.int64)

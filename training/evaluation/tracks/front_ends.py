@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from samfeat_core.features import Features
 from samfeat_core.tracking import TRACKERS, CornerTracker, Tracker, make_tracker
 from training.evaluation.tracks.footage import Footage
 
-VINS = {"max_points": 150, "spacing": 30.0}  # VINS-Fusion's max_cnt and min_dist
+VINS_POINTS, VINS_SPACING = 150, 30.0  # VINS-Fusion's max_cnt and min_dist
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one truth value
@@ -97,8 +98,8 @@ def front_ends(extractors: dict[str, Extractor], max_keypoints: int) -> dict[str
         features = FeatureCache(extractor, max_keypoints)
         names = ("match",) if label in CLASSIC else TRACKERS
         for name in names:
-            chosen[f"{label} {name}"] = FrontEnd(features, lambda name=name: make_tracker(name, max_keypoints))
+            chosen[f"{label} {name}"] = FrontEnd(features, partial(make_tracker, name, max_keypoints))
     if any(label in CLASSIC for label in extractors):
-        chosen["corners"] = FrontEnd(None, lambda: CornerTracker(max_keypoints))
-        chosen["corners vins"] = FrontEnd(None, lambda: CornerTracker(**VINS))
+        chosen["corners"] = FrontEnd(None, partial(CornerTracker, max_keypoints))
+        chosen["corners vins"] = FrontEnd(None, partial(CornerTracker, VINS_POINTS, VINS_SPACING))
     return chosen

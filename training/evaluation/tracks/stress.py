@@ -36,11 +36,11 @@ def blurred(footage: Footage) -> Footage:
     def image(frame: int) -> np.ndarray:
         if frame % 2 == 0:
             return footage.image(frame)
-        kernel = np.zeros((BLUR_PX, BLUR_PX), np.float32)
+        line = np.zeros((BLUR_PX, BLUR_PX), np.float32)
         middle = (BLUR_PX - 1) / 2
-        kernel[BLUR_PX // 2] = 1
+        line[BLUR_PX // 2] = 1
         turn = cv2.getRotationMatrix2D((middle, middle), 37.0 * frame, 1)
-        kernel = cv2.warpAffine(kernel, turn, (BLUR_PX, BLUR_PX), flags=cv2.INTER_LINEAR)
+        kernel = cv2.warpAffine(line, turn, (BLUR_PX, BLUR_PX), flags=cv2.INTER_LINEAR)
         return cv2.filter2D(footage.image(frame), -1, kernel / kernel.sum())
 
     return replace(footage, image=image)

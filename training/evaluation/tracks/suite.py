@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from samfeat_core.classic import Extractor
 from samfeat_core.sequence import ImageSequence
@@ -43,7 +44,7 @@ class TrackTask:
     def footage(self) -> Footage:
         return self.make()
 
-    def entrants(self, extractors: dict[str, Extractor]) -> dict[str, FrontEnd]:
+    def entrants(self, extractors: dict[str, Extractor]) -> dict[str, Any]:
         """Front-ends of these extractors, by label."""
         return front_ends(extractors, self.protocol["max_keypoints"])
 

@@ -1,0 +1,90 @@
+"""Reference patches against images that were warped by known amounts."""
+
+import cv2
+import numpy as np
+import pytest
+
+from samfeat_core.tracking.patches import RADIUS, SLOTS, ReferencePatches
+
+SIZE = (200, 160)
+NOISE = np.random.default_rng(4).integers(0, 256, (160, 200)).astype(np.float32)
+SMOOTH = cv2.GaussianBlur(NOISE, (0, 0), 2.5)
+IMAGE = (SMOOTH - SMOOTH.mean()) / SMOOTH.std() * 40 + 110
+POINTS = np.stack(np.meshgrid(np.arange(30, 180, 20), np.arange(30, 140, 20)), -1).reshape(-1, 2).astype(np.float32)
+
+
+def warped(matrix) -> np.ndarray:
+    """The image under an affine map (2, 3) of its pixels."""
+    return cv2.warpAffine(IMAGE, np.asarray(matrix, np.float64), SIZE, flags=cv2.INTER_LINEAR)  # cubic is biased
+
+
+def anchored() -> tuple[ReferencePatches, np.ndarray]:
+    patches = ReferencePatches()
+    slots = patches.allocate(len(POINTS))
+    patches.anchor(IMAGE, POINTS, slots)
+    return patches, slots
+
+
+@pytest.mark.parametrize("gain", [(1.0, 0.0), (0.5, 20.0), (1.5, -30.0)])
+def test_a_shift_is_found_to_a_hundredths_of_a_pixel_whatever_the_exposure(gain):
+    patches, slots = anchored()
+    shift = np.array([1.25, -0.75])  # OpenCV moves images by whole 32nds of a pixel
+    image = warped([[1, 0, shift[0]], [0, 1, shift[1]]]) * gain[0] + gain[1]
+    there, warps, trust = patches.align(image, POINTS + [1, -1], slots, iterations=4)
+    np.testing.assert_allclose(there, POINTS + shift, atol=0.05)
+    np.testing.assert_allclose(warps, np.broadcast_to(np.eye(2), warps.shape), atol=0.05)
+    assert trust.min() > 0.98 and trust.max() <= 1 + 1e-5
+
+
+def test_a_turn_and_a_zoom_are_found_as_a_warp():
+    patches, slots = anchored()
+    angle, scale = np.radians(6), 1.08
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    centre = np.array([100.0, 80.0])
+    image = warped(np.column_stack([turn, centre - turn @ centre]))
+    truth = (POINTS - centre) @ turn.T + centre
+    inner = ((truth > 20) & (truth < np.array(SIZE) - 20)).all(axis=1)
+    there, warps, trust = patches.align(image, truth[inner] + [0.6, -0.5], slots[inner], iterations=8)
+    np.testing.assert_allclose(there, truth[inner], atol=0.1)
+    np.testing.assert_allclose(warps, np.broadcast_to(turn, warps.shape), atol=0.08)
+    assert trust.min() > 0.95
+
+
+def test_alignment_to_the_reference_does_not_drift():
+    patches, slots = anchored()
+    at = POINTS.copy()
+    for step in range(1, 31):
+        image = warped([[1, 0, 0.7 * step], [0, 1, 0]])
+        at, _, _ = patches.align(image, at + np.float32([0.6, 0.1]), slots)  # flow that errs by 0.1 px a frame
+    inner = at[:, 0] < SIZE[0] - 10
+    np.testing.assert_allclose(at[inner], (POINTS + [21, 0])[inner], atol=0.1)
+
+
+def test_another_place_is_not_trusted_and_steps_end_at_the_reach():
+    patches, slots = anchored()
+    elsewhere = np.roll(IMAGE, 53, axis=1)
+    there, _, trust = patches.align(elsewhere, POINTS, slots, iterations=4, reach=1.5)
+    assert np.median(trust) < 0.6 and np.mean(trust > 0.8) < 0.15
+    assert np.abs(there - POINTS).max() <= 1.5 + 1e-5
+
+
+def test_align_changes_no_warp_and_a_flat_patch_stays():
+    patches, slots = anchored()
+    flat = np.full_like(IMAGE, 90.0)
+    there, _, trust = patches.align(flat, POINTS, slots)
+    np.testing.assert_allclose(there, POINTS, atol=0.1)
+    np.testing.assert_allclose(trust, 0, atol=0.05)
+    np.testing.assert_array_equal(patches.warps[slots], np.broadcast_to(np.eye(2), (len(slots), 2, 2)))
+
+
+def test_slots_are_nobody_elses_until_they_are_given_back():
+    patches = ReferencePatches()
+    first, second = patches.allocate(SLOTS - 1), patches.allocate(7)
+    assert len(set(first) | set(second)) == SLOTS + 6
+    patches.free(np.array([-1, first[0], -1]))
+    rest = patches.allocate(len(patches.warps) - (SLOTS + 6) + 1)
+    assert first[0] in rest and -1 not in rest and not set(rest) & (set(first[1:]) | set(second))
+    patches.anchor(IMAGE, np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+    there, warps, trust = patches.align(IMAGE, np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+    assert there.shape == (0, 2) and warps.shape == (0, 2, 2) and trust.shape == (0,)
+    assert RADIUS == 5
