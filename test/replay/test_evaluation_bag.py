@@ -27,6 +27,7 @@ from samfeat_core.poses import relative_pose
 from samfeat_ros.image_input import image_from_msg
 from samfeat_ros.replay.evaluation import classic, metrics
 from samfeat_ros.replay.evaluation import footage as footage_module
+from samfeat_ros.replay.evaluation import trajectory as trajectory_module
 from samfeat_ros.replay.evaluation.calibration import read_calibration
 from samfeat_ros.replay.evaluation.classic import run_classic
 from samfeat_ros.replay.evaluation.footage import Footage, FootageError
@@ -474,3 +475,28 @@ def test_another_camera_is_not_used(footage):
     finally:
         footage.camera = original
         footage._notes.clear()
+
+
+def test_relative_pose_error_counts_frames_not_poses():
+    """Frames 3 to 5 have no pose: the step over that hole is no step of one frame."""
+    numbers = [0, 1, 2, 6, 7]
+    reference = np.stack([np.eye(4)] * 5)
+    reference[:, 2, 3] = numbers
+    estimate = reference.copy()
+    estimate[3:, 2, 3] += 1.0  # wrong by one metre across the hole
+    assert trajectory_module._rpe(numbers, reference, estimate, 1)["translation_rmse_m"] == pytest.approx(0)
+    assert trajectory_module._rpe(numbers, reference, estimate, 5)["translation_rmse_m"] == pytest.approx(1)
+    assert trajectory_module._rpe(numbers, reference, estimate, 3) is None
+
+
+def test_relative_pose_error_without_holes_is_that_of_evo():
+    metrics_of_evo = pytest.importorskip("evo.core.metrics")
+    from evo.core.trajectory import PosePath3D
+
+    truth = [pose.camera_to_world for pose in drive(20)]
+    other = [pose.camera_to_world for pose in drive(20, step=0.2)]
+    found = trajectory_module._rpe(list(range(20)), np.array(truth), np.array(other), 1)
+    metric = metrics_of_evo.RPE(metrics_of_evo.PoseRelation.translation_part, 1, metrics_of_evo.Unit.frames)
+    metric.process_data((PosePath3D(poses_se3=truth), PosePath3D(poses_se3=other)))
+    expected = metric.get_statistic(metrics_of_evo.StatisticsType.rmse)
+    assert found["translation_rmse_m"] == pytest.approx(expected)
