@@ -30,7 +30,9 @@ from training.progress import progress
 WEIGHTS = Path(__file__).parents[1] / "samfeat_core" / "weights"
 
 
-def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[Task | TrackTask]:
+def collect_tasks(
+    suites: Sequence[str], data: Path, options: Options, datasets: Sequence[str] = ()
+) -> list[Task | TrackTask]:
     """The data sets of the suites; of ``all``, those under ``data``.
 
     Raises:
@@ -46,7 +48,11 @@ def collect_tasks(suites: Sequence[str], data: Path, options: Options) -> list[T
         folders = dict.fromkeys(names[0] for names in FOLDERS.values())
         raise ValueError(f"{data}: none of the folders {', '.join(folders)}")
     chosen = [name for suite in suites for name in (found if suite == "all" else [suite])]
-    return [task for name in dict.fromkeys(chosen) for task in SUITES[name](data, options)]
+    tasks = [task for name in dict.fromkeys(chosen) for task in SUITES[name](data, options)]
+    missing = set(datasets) - {task.dataset for task in tasks}
+    if missing:
+        raise UsageError(f"--dataset {min(missing)}: expected some of {', '.join(task.dataset for task in tasks)}")
+    return [task for task in tasks if not datasets or task.dataset in datasets]
 
 
 def run_tasks(
@@ -125,6 +131,7 @@ def main(
     ] = None,
     gap: Annotated[list[int] | None, typer.Option(min=1, help="Frame gap of posed sequences; repeatable.")] = None,
     every: Annotated[int | None, typer.Option(min=1, help="Stride of the first frame in posed sequences.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Only this data set of the suites; repeatable.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for report.json and the MMA curves.")] = Path("out/eval"),
     reuse: Annotated[
         Path | None, typer.Option(help="An earlier report.json whose results of foreign extractors are taken over.")
@@ -136,7 +143,7 @@ def main(
     with one_line_errors("evaluate"):
         options = Options(max_keypoints, threshold, long_side, tuple(gap) if gap else None, every)
         earlier = report.read_json(reuse)["results"] if reuse else []
-        tasks = collect_tasks(suite or ["homography", "pose"], data or data_folder() / "eval", options)
+        tasks = collect_tasks(suite or ["homography", "pose"], data or data_folder() / "eval", options, dataset or [])
         names = extractor or shipped_models()
         names = list(dict.fromkeys([*names, *(CLASSIC if peers else ())]))
         extractors = {name: resolve(name, max_keypoints, device, engine) for name in names}

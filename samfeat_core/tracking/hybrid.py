@@ -33,6 +33,7 @@ from samfeat_core.tracking.table import TrackTable
 from samfeat_core.two_view import epipolar_inliers
 
 SCOUTS = 256  # tracks whose matches predict the motion of all
+SCOUT_SPREAD = 4.0  # times the median, by which the motion of one may differ from its neighbours'
 CONFIRM_PX = 1.0  # a keypoint this near to a followed point is the same point
 POLISH_PX = 1.0  # a patch may move a point this far from where flow left it
 RETURN_PX = 1.0  # flow back to the last frame must end this near
@@ -40,7 +41,7 @@ LEAST_CORRELATION = 0.5  # with the reference patch, of a point that was found
 REPAIR_CORRELATION = 0.5  # of a keypoint that takes the place of a point that flow has lost
 RENEW_CORRELATION = 0.8  # below it a confirmed point gets a new reference: its view has changed
 KEYFRAME_BACK, KEYFRAME_EVERY = 8, 4  # how far back, and how often, tracks are checked over several frames
-RECALL_EVERY = 2  # frames: how often lost tracks are looked for, in frames without that check
+RECALL_EVERY = 2  # frames: how often lost tracks are looked for by their patch alone, in frames without that check
 KEYFRAME_PX = 1.5  # times the inlier threshold, there
 
 
@@ -205,8 +206,11 @@ class HybridTracker(Tracker):
         good = self._verified(before, now, camera)
         if np.count_nonzero(good) < LEAST_NEIGHBOURS:
             return tracks.points
-        before, now = before[good], now[good]
-        return tracks.points + interpolate_motion(before, now - before, tracks.points, features.image_size)
+        before, moved, size = before[good], (now - before)[good], features.image_size
+        # A wrong match may lie on the right epipolar line; its neighbours tell.
+        apart = np.linalg.norm(moved - interpolate_motion(before, moved, before, size), axis=1)
+        alike = apart <= max(REACH_PX, SCOUT_SPREAD * float(np.median(apart)))
+        return tracks.points + interpolate_motion(before[alike], moved[alike], tracks.points, size)
 
     def _follow(self, tracks: TrackTable, frame: _Image | None, start: np.ndarray) -> _Found:
         """Flow from the last image, polished and judged by the reference patches."""
@@ -305,14 +309,14 @@ class HybridTracker(Tracker):
         taken: np.ndarray,
     ) -> TrackTable:
         """Lost tracks that are found again; marks the keypoints that they have taken."""
-        # After a dark time at once: new tracks would take the room of the old ones.
-        due = self._number % RECALL_EVERY == 0 or len(going) < self.max_points / 2
-        if frame is None or not due:
+        if frame is None:
             return TrackTable.empty(features.descriptors.shape[1])
+        # After a dark time at once: new tracks would take the room of the old ones.
+        by_patch = self._number % RECALL_EVERY == 0 or len(going) < self.max_points / 2
         free, most = np.flatnonzero(~taken), self.max_points - len(going)
         back, keypoint = lost.find(
             self._number, features, free, frame.values, going, self._history, camera, self.threshold_px,
-            self.spacing, mask, most,
+            self.spacing, mask, most, by_patch,
         )  # fmt: skip
         detected = keypoint >= 0
         back.unconfirmed = np.where(detected, 0, back.unconfirmed + 1)

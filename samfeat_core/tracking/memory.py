@@ -64,6 +64,7 @@ class Memory:
         spacing: float,
         mask: np.ndarray | None,
         most: int,
+        by_patch: bool,
     ) -> tuple[TrackTable, np.ndarray]:
         """Tracks that frame `number` shows again; they leave the memory.
 
@@ -79,6 +80,7 @@ class Memory:
             spacing: pixels that a track found by its patch keeps from all others.
             mask: (H, W) uint8, 0 = no points here; None = anywhere.
             most: tracks to take back.
+            by_patch: look at the expected places too.
 
         Returns:
             The tracks as they are in this frame, and (n,) rows of their keypoints, -1 for those found by their patch.
@@ -94,7 +96,7 @@ class Memory:
         rows, keypoint = rows[good], keypoint[good]
         self._expect_like(rows, last, size)
 
-        still = waiting[~np.isin(waiting, rows)]
+        still = waiting[~np.isin(waiting, rows)] if by_patch else waiting[:0]
         taken = np.concatenate([visible.points, tracks.points[rows]])
         alone = self._find_patches(still, taken, values, spacing, mask, size)
         rows = np.concatenate([rows, alone])[:most]

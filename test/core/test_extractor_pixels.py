@@ -9,6 +9,7 @@ import pytest
 
 from samfeat_core import FeatureExtractor, WeightsError
 from samfeat_core import extractor as module
+from samfeat_core.errors import NoEngineError
 from samfeat_core.extractor import KEPT_ENGINES, MAX_SIDE, check_image, checked, find_weights
 
 RNG = np.random.default_rng(0)
@@ -31,23 +32,27 @@ class Engine:
         return rows[:, :2], rows[:, 2], descriptors, 2 + np.arange(len(rows), dtype=np.float32)
 
 
+class Maker:
+    """Makes extractors on such engines; `engines` are those that were built, the newest last."""
+
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
+        self.engines: list[Engine] = []
+
+    def __call__(self, model="samfeat-nano", **options) -> FeatureExtractor:
+        options = {"threshold": 0.0, "log": lambda level, text: None, **options}
+        return FeatureExtractor.from_pretrained(model, "cpu", "eager", weights=self.weights, **options)
+
+    def build(self, names, job, log) -> Engine:
+        self.engines.append(Engine(job))
+        return self.engines[-1]
+
+
 @pytest.fixture
-def make(weights, monkeypatch):
-    """Makes extractors on such engines; `make.engines` are those that were built, the newest last."""
-
-    class Maker:
-        engines: list[Engine] = []
-
-        def __call__(self, model="samfeat-nano", **options):
-            options = {"threshold": 0.0, "log": lambda level, text: None, **options}
-            return FeatureExtractor.from_pretrained(model, "cpu", "eager", weights=weights, **options)
-
-    def build(names, job, log):
-        Maker.engines.append(Engine(job))
-        return Maker.engines[-1]
-
-    monkeypatch.setattr(module, "build_engine", build)
-    return Maker()
+def make(weights, monkeypatch) -> Maker:
+    maker = Maker(weights)
+    monkeypatch.setattr(module, "build_engine", maker.build)
+    return maker
 
 
 def picture(height, width, channels=None):
@@ -182,7 +187,7 @@ def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make, weights):
     jobs = [engine.job for engine in make.engines]
     assert [(job.height, job.width) for job in jobs] == sizes and len(sizes) == 4
     assert {(job.max_keypoints, job.nms_radius, job.device, job.spec.name) for job in jobs} == {
-        (16, 1, "cpu", "samfeat-nano")
+        (16, 1, "cpu", "samfeat-nano")  # keypoints to the next power of two
     }
     assert {(job.weights, job.cache_dir) for job in jobs} == {(Path(weights), extractor.cache_dir)}
     extractor.prepare(32, 32)  # used again, so the second is the oldest now
@@ -194,18 +199,34 @@ def test_one_engine_for_each_padded_shape_and_the_last_used_stay(make, weights):
     assert len(make.engines) == 6
 
 
-def test_an_engine_is_built_anew_beyond_the_next_power_of_two_only(make):
+def test_an_engine_is_built_anew_for_more_keypoints_only(make):
     extractor = make(max_keypoints=10)
     extractor.prepare(32, 32)
-    for fewer_or_as_many in (5, 16):
-        extractor.max_keypoints = fewer_or_as_many
-        extractor.prepare(32, 32)
-        assert len(make.engines) == 1
+    extractor.max_keypoints = 5
+    extractor.prepare(32, 32)
+    assert len(make.engines) == 1
+    extractor.max_keypoints = 16
+    assert not extractor.lacks_engine(32, 32) and extractor.lacks_engine(33, 32)
+    extractor(picture(32, 32))
+    assert len(make.engines) == 1
     extractor.max_keypoints = 17
+    assert extractor.lacks_engine(32, 32)
     extractor.prepare(32, 32)
     assert [engine.job.max_keypoints for engine in make.engines] == [16, 32]
     extractor.prepare(32, 32)
     assert len(make.engines) == 2
+
+
+def test_an_extractor_that_must_not_build_uses_what_it_has(make):
+    extractor = make(max_keypoints=8)
+    extractor.builds_when_called = False
+    with pytest.raises(NoEngineError, match="there is no engine for images of 64x48"):
+        extractor(picture(48, 64))
+    assert not make.engines
+    extractor.prepare(64, 48)
+    extractor.max_keypoints = 100  # more than the engine finds
+    make.engines[0].rows = [(20 + row, 20, 0.5) for row in range(12)]
+    assert len(extractor(picture(48, 64))) == 12 and len(make.engines) == 1
 
 
 def test_a_resized_image_is_prepared_at_the_size_of_the_network(make):
@@ -256,13 +277,11 @@ def test_whole_numbers_are_asked_for_where_the_bounds_are():
 
 def test_the_largest_image_is_let_through_and_one_more_pixel_is_not():
     assert MAX_SIDE == 8192
-    good: list[tuple[int, ...]] = [(1, 8192), (8192, 1), (2, 2, 3)]
-    bad: list[tuple[int, ...]] = [(1, 8193), (8193, 1), (0, 5), (2, 2, 2), (2, 2, 4), (5,), (1, 2, 3, 3)]
-    for shape in good:
+    for shape in ((1, 8192), (8192, 1), (2, 2, 3)):
         check_image(np.zeros(shape, np.uint8), None)
-    for shape in bad:
+    for other in ((1, 8193), (8193, 1), (0, 5), (2, 2, 2), (2, 2, 4), (5,), (1, 2, 3, 3)):
         with pytest.raises(ValueError, match="image has shape"):
-            check_image(np.zeros(shape, np.uint8), None)
+            check_image(np.zeros(other, np.uint8), None)
 
 
 @pytest.mark.parametrize("mask", [np.ones((4, 6), bool), np.ones((6, 4), np.uint8), np.ones((4, 6, 1), np.uint8)])
@@ -296,10 +315,9 @@ def test_large_images_shrink_to_the_long_side_that_was_asked_for(make):
         ("auto", "auto", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
         ("auto", "eager", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
         ("cpu", "auto", "model samfeat-nano, engine told, device cpu (other: missing)"),
-        ("cpu", "eager", "model samfeat-nano, engine told, device cpu (other: missing)"),
     ],
 )
-def test_what_is_chosen_is_said(weights, monkeypatch, caplog, device, engine, said):
+def test_what_is_chosen_is_said_once_with_the_reasons(weights, monkeypatch, caplog, device, engine, said):
     monkeypatch.setattr(
         module, "choose_device", lambda *asked: ("cpu", "no GPU") if asked == (device, engine) else None
     )
@@ -313,13 +331,14 @@ def test_what_is_chosen_is_said(weights, monkeypatch, caplog, device, engine, sa
     assert lines == [("info", said)]
     caplog.set_level(logging.INFO, "samfeat_core")
     FeatureExtractor.from_pretrained(device=device, engine=engine, weights=weights)
-    said_by = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
-    assert said_by == [("samfeat_core", "INFO", said)]
+    records = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert records == [("samfeat_core", "INFO", said)]
 
 
 def test_a_gpu_needs_no_reason(weights, monkeypatch):
-    monkeypatch.setattr(module, "choose_device", lambda device, engine: ("cuda", "CUDA device found"))
-    monkeypatch.setattr(module, "candidates", lambda engine, device: (["tensorrt"], []))
+    chosen = {("auto", "auto"): ("cuda", "CUDA device found")}  # the defaults
+    monkeypatch.setattr(module, "choose_device", lambda *asked: chosen[asked])
+    monkeypatch.setattr(module, "candidates", lambda *asked: {("auto", "cuda"): (["tensorrt"], [])}[asked])
     lines = []
     extractor = FeatureExtractor.from_pretrained(weights=weights, log=lambda level, text: lines.append(text))
     assert lines == ["model samfeat-nano, engine tensorrt, device cuda"] and extractor.device == "cuda"

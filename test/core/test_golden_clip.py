@@ -18,7 +18,6 @@ from training.data.scenes import SCENES, fly_through, load_textures, pinhole
 SIZE = (304, 228)  # no multiple of the network's stride
 MATRIX = pinhole(SIZE, 75)
 CAMERA = Camera(MATRIX, np.zeros(0), *SIZE)
-TEXTURES = (0, 2, 3, 4, 5, 7)  # those of skimage that are rich in corners
 FRAMES, GAP = 20, 5  # frames; frames apart over which tracks and poses are judged
 
 # name: (value, half the width of its band)
@@ -51,7 +50,7 @@ def clip():
     """Views of a camera that flies through a room, and its poses."""
     rng = np.random.default_rng(3)
     textures = load_textures("skimage")
-    room = SCENES["room"](rng, [textures[index] for index in TEXTURES])
+    room = SCENES["room"](rng, [textures[index] for index in (0, 2, 3, 4, 5, 7)])
     poses = fly_through(room, rng, FRAMES, rate_hz=10.0, speed=1.0)
     return [room.render(MATRIX, SIZE, pose) for pose in poses], poses
 

@@ -106,6 +106,16 @@ def test_pose_matrix_is_the_one_of_scipy_for_quaternions_of_any_length():
     np.testing.assert_allclose(poses.pose_matrix(positions[2], 3 * turns[2].as_quat()), matrices[2], atol=1e-12)
 
 
+def test_single_precision_is_taken_as_the_double_that_it_is():
+    turns, positions = Rotation.from_rotvec(TURNS).as_quat().astype(np.float32), RNG.normal(size=(6, 3))
+    matrices = poses.pose_matrix(positions.astype(np.float32), turns)
+    np.testing.assert_array_equal(
+        matrices, poses.pose_matrix(positions.astype(np.float32).astype(np.float64), turns.astype(np.float64))
+    )
+    errors = RNG.uniform(0, 30, 200).astype(np.float32)
+    assert poses.pose_auc(errors) == poses.pose_auc(errors.astype(np.float64))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.6, 1.0])
 def test_poses_between_two_are_those_of_scipy(share):
     first, second = transform([0.3, 1.0, -0.2], [1, 2, 3]), transform([-0.5, 0.4, 0.1], [5, 0, 3.5])

@@ -1,5 +1,7 @@
 """The reader of the posed sequence layout."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -101,8 +103,10 @@ def test_bad_pictures_name_the_file(tmp_path):
         sequence.image(1)
     with pytest.raises(ValueError, match=r"001\.png: expected a 16-bit"):
         sequence.depth(1)
-    with pytest.raises(ValueError, match="no depth/ folder"):
-        ImageSequence.read(write_sequence(tmp_path / "t")).depth(0)
+    plain = ImageSequence.read(write_sequence(tmp_path / "t"))
+    for half in (plain, replace(plain, depths=plain.images), replace(plain, depth_matrix=np.eye(3))):
+        with pytest.raises(FileError, match="t: the sequence has no depth/ folder"):
+            half.depth(0)
 
 
 @pytest.mark.parametrize("missing", ["poses", "times", "depth"])
@@ -130,6 +134,8 @@ def test_depth_without_a_calibration_of_its_own_is_that_of_the_image(tmp_path):
     np.testing.assert_array_equal(sequence.depth_matrix, sequence.matrix)
     assert sequence.matrix.flags.c_contiguous and sequence.projection.shape == (3, 4)
     np.testing.assert_allclose(sequence.depth(1), depth / 1000, rtol=1e-6)
+    cv2.imwrite(str(folder / "depth" / "000.png"), depth[:40, :50].astype(np.uint16))
+    assert sequence.depth(0).shape == (40, 50)  # as it is: nothing is warped
 
 
 @pytest.mark.parametrize("raw", [np.zeros((48, 64), np.uint8), np.zeros((48, 64, 3), np.uint16), None])

@@ -204,7 +204,7 @@ def test_trackers_by_name():
     assert type(make_tracker("match", ratio=0.9)) is MatchTracker and make_tracker("match", ratio=0.9).ratio == 0.9
     for name, repair in (("flow", False), ("hybrid", True)):
         tracker = make_tracker(name, 77, verify=False)
-        assert type(tracker) is HybridTracker
+        assert isinstance(tracker, HybridTracker)
         assert (tracker.max_points, tracker.repair, tracker.verify) == (77, repair, False)
     assert HybridTracker().max_points == CornerTracker().max_points == 1024
     with pytest.raises(ValueError, match="^tracker is 'orb', expected one of match, flow, hybrid$"):
