@@ -205,13 +205,18 @@ class MonocularOdometry:
 
     def _bootstrap_again(self, rays: np.ndarray) -> Update:
         """Too few tracks reach back to the oldest slot: this frame becomes the oldest."""
-        self._slots = self._slots[:1]
+        update = self._no_pose()
+        self._slots = [self.pose or Pose()]
         self._seen = rays[:, None].copy()
         self._age = 0
-        return self._no_pose()
+        return update
 
     def _no_pose(self) -> Update:
-        return Update(LOST if self.pose else INITIALIZING, self.pose, 0)
+        """No pose yet; after a loss the one that constant motion gives, from which a new first motion goes on."""
+        if self.pose is None:
+            return Update(INITIALIZING, None, 0)
+        self.pose = self._step.after(self.pose)
+        return Update(LOST, self.pose, 0)
 
     def _accept_motion(self, rays: np.ndarray, rows: np.ndarray, motion: Pose, inlier: np.ndarray) -> Update | None:
         rows = rows[inlier]
@@ -229,7 +234,8 @@ class MonocularOdometry:
         good = angles > self.min_parallax / 2
         self._points[rows[good]] = origin.inverse().apply(scale * points[good])
         self._bootstrapped = True
-        self._step = Pose(motion.rotation, motion.translation / self._age)
+        turn = cv2.Rodrigues(motion.rotation)[0] / self._age
+        self._step = Pose(cv2.Rodrigues(turn)[0], motion.translation / self._age)
         self.pose = self._slots[-1]
         return Update(TRACKING, self.pose, len(rows))
 

@@ -58,6 +58,7 @@ class VisualOdometryNode(Node):
         self._camera: Camera | None = None
         self._last: tuple[int, np.ndarray] | None = None  # stamp and camera-to-odom pose
         self._status = ""
+        self._last_status = ""  # of the last published pose
         self._odometry_publisher = self.create_publisher(Odometry, "~/odometry", 10)
         self._path_publisher = self.create_publisher(Path, "~/path", 1)
         self._tf_message: Any = None
@@ -133,9 +134,11 @@ class VisualOdometryNode(Node):
         odometry = Odometry(header=stamped.header, child_frame_id=header.frame_id)
         odometry.pose.pose = stamped.pose
         odometry.pose.covariance[::7] = _diagonal(1e-2 if update.status == TRACKING else UNKNOWN)
-        odometry.twist.covariance[::7] = _diagonal(
-            1e-2 if self._fill_twist(odometry.twist.twist, stamp_ns, pose) else UNKNOWN
-        )
+        moved = self._fill_twist(odometry.twist.twist, stamp_ns, pose)
+        # a velocity between guessed poses is a guess: a filter must not believe it
+        measured = moved and update.status == self._last_status == TRACKING
+        odometry.twist.covariance[::7] = _diagonal(1e-2 if measured else UNKNOWN)
+        self._last_status = update.status
         self._odometry_publisher.publish(odometry)
         if self._path_publisher.get_subscription_count():
             self._path_publisher.publish(Path(header=stamped.header, poses=list(self._path)))

@@ -7,6 +7,9 @@ Plays a bag to the real node over ROS, runs classic front-ends on the same frame
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ import yaml
 from tqdm import tqdm
 
 from samfeat_core.command import DEVICE_HELP, ENGINE_HELP, FAILED, errors_in_one_line
-from samfeat_core.errors import SamfeatError, UsageError
+from samfeat_core.errors import SamfeatError, UsageError, one_line
 from samfeat_core.files import write_json
 from samfeat_ros.environment import prepare_environment
 from samfeat_ros.replay.interrupts import interrupt_on_signals
@@ -29,7 +32,19 @@ if TYPE_CHECKING:  # the rest imports ROS, which prepare_environment must preced
     from samfeat_ros.replay.evaluation.runs import Run
 
 # What the classic front-ends share with the node: their argument -> the node's parameter.
-SHARED_PARAMETERS = {"threshold_px": "inlier_threshold", "max_gap_s": "max_gap"}
+SHARED_PARAMETERS = {"threshold_px": "inlier_threshold", "max_gap_s": "max_gap", "verify": "verify"}
+# What has an option of its own, or is set by the playback.
+OWN_OPTIONS = {
+    "model": "use --model",
+    "weights": "use --model NAME=WEIGHTS_FILE",
+    "max_keypoints": "use --keypoints, the budget of everyone",
+    "device": "use --device",
+    "engine": "use --engine",
+    "rectified": "use --rectified",
+    "autostart": "the playback sets it",
+    "image_transport": "the playback sets it",
+}
+REPORT_FILES = ("report.json", "report.html")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -61,41 +76,64 @@ def evaluate(
     rectified: bool = typer.Option(False, help="The images are rectified: take P of CameraInfo, and no distortion."),
     limit: int = typer.Option(None, min=1, help="Use only the first so many images."),
     output: Path = typer.Option(None, help="Folder of the report; default: out/evaluate_bag/<name of the bag>."),
+    overwrite: bool = typer.Option(False, help="Replace a report that is there."),
 ) -> None:
     """Evaluate visual front-ends on a recording."""
     prepare_environment()
     interrupt_on_signals()
     with errors_in_one_line("evaluate_bag"):
         speed = _rate(rate)
-        parameters = {**_parameters(parameter), "device": device, "engine": engine, "rectified": rectified}
+        given = _parameters(parameter)
+        parameters = {**given, "device": device, "engine": engine, "rectified": rectified}
         models, classics = _models(model, parameters), _classics(classic)
+        if classics and given.get("mask_file"):
+            raise UsageError("--parameter mask_file: the classic front-ends have no mask; expected --classic none")
         if not models and not classics:
             raise UsageError("neither a model nor a classic front-end is asked for")
         settings = {
             "rate": "max" if speed is None else speed,
             "keypoints": keypoints,
             "gaps": _gaps(gaps),
-            "tolerance_s": tolerance,
-            "min_baseline_m": min_baseline,
+            "tolerance_s": _not_negative("--tolerance", tolerance),
+            "min_baseline_m": _not_negative("--min-baseline", min_baseline),
             "extrinsics": extrinsics,
             "rectified": rectified,
             "limit": limit,
         }
         camera_in_body = _extrinsics(extrinsics)
+        folder = output or Path("out", "evaluate_bag", bag.resolve().name)
+        _make_room(folder, overwrite)
         footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, limit, parameters)
         try:
             known: tuple[GroundTruth | None, Truth | None] = (None, None)
             if ground_truth:
                 known = _ground_truth(footage, ground_truth, camera_in_body, settings)
-            folder = output or Path("out", "evaluate_bag", bag.resolve().name)
             folder.mkdir(parents=True, exist_ok=True)
-            shared = {name: float(parameters[key]) for name, key in SHARED_PARAMETERS.items() if key in parameters}
-            runs, failures = _run_all(models, classics, footage, keypoints, speed, folder, shared)
-            _report(footage, known, runs, failures, settings, folder)
+            shared = {name: given[key] for name, key in SHARED_PARAMETERS.items() if key in given}
+            runs: list[Run] = []
+            failures: dict[str, str] = {}
+            try:
+                _run_all(models, classics, footage, keypoints, speed, folder, shared, runs, failures)
+            except KeyboardInterrupt:
+                if runs:
+                    _report(footage, known, runs, failures, settings, folder, interrupted=True)
+                raise
+            missing = _report(footage, known, runs, failures, settings, folder)
         finally:
             footage.close()
-    if failures:
+    if failures or missing:
         raise typer.Exit(FAILED)
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    """Remove the report of an earlier run, if the user agrees: a run that fails must not seem to have written it."""
+    there = [folder / name for name in REPORT_FILES if (folder / name).exists()]
+    if there and not overwrite:
+        question = f"{there[0]} exists. Replace it?"
+        if not (sys.stdin.isatty() and typer.confirm(question, err=True)):
+            raise UsageError(f"--output {folder}: holds a report; expected another folder, or --overwrite")
+    for path in there:
+        path.unlink()
 
 
 def _open_footage(
@@ -148,26 +186,34 @@ def _run_all(
     keypoints: int,
     rate: float | None,
     folder: Path,
-    shared: dict[str, float],
-) -> tuple[list[Run], dict[str, str]]:
-    """Runs of all front-ends; what failed, with the reason."""
+    shared: dict[str, Any],
+    runs: list[Run],
+    failures: dict[str, str],
+) -> None:
+    """Run all front-ends. Finished ones are added to `runs`; `failures` gets what failed, with the reason."""
     from samfeat_ros.replay.evaluation.classic import run_classic
     from samfeat_ros.replay.evaluation.node_run import run_model
 
-    runs: list[Run] = []
-    failures: dict[str, str] = {}
+    def attempt(label: str, run: Callable[[], Run]) -> None:
+        try:
+            done = run()
+        except SamfeatError as error:
+            failures[label] = str(error)
+        except Exception as error:  # one front-end's fault must not cost the others their report
+            failures[label] = one_line(f"{type(error).__name__}: {error}")
+        else:
+            if done.frames:
+                runs.append(done)
+            else:
+                failures[label] = "no frame was processed"
+
     for number, choice in enumerate(models):
         log = folder / f"node_{number}_{choice.name}.log"
         with _bar(choice.label, len(footage.frames)) as bar:
-            try:
-                runs.append(run_model(choice, footage, keypoints, rate, bar.update, log))
-            except SamfeatError as error:
-                failures[choice.label] = str(error)
+            attempt(choice.label, partial(run_model, choice, footage, keypoints, rate, bar.update, log))
     for name in classics:
         with _bar(name, len(footage.frames)) as bar:
-            runs.append(run_classic(name, footage, keypoints, rate, bar.update, **shared))
-    failures.update({run.name: "no frame was processed" for run in runs if not run.frames})
-    return [run for run in runs if run.frames], failures
+            attempt(name, partial(run_classic, name, footage, keypoints, rate, bar.update, **shared))
 
 
 def _report(
@@ -177,8 +223,9 @@ def _report(
     failures: dict[str, str],
     settings: dict[str, Any],
     folder: Path,
-) -> None:
-    """Judge the runs, and write the reports."""
+    interrupted: bool = False,
+) -> list[str]:
+    """Judge the runs, and write the reports. Returns the figures that were asked for and are not there."""
     from samfeat_ros.replay.evaluation.footage import FootageError
     from samfeat_ros.replay.evaluation.page import write_page
     from samfeat_ros.replay.evaluation.report import build_report, evaluate_run, text_table, where_classic_wins
@@ -192,17 +239,20 @@ def _report(
         for run in runs:
             evaluated.append(evaluate_run(run, footage, known[1], settings["gaps"]))
             bar.update()
-    report = build_report(footage, *known, evaluated, failures, settings)
+    report = build_report(footage, *known, evaluated, failures, settings, interrupted)
     write_json(folder / "report.json", report)
     write_page(report, evaluated, footage, folder / "report.html")
     typer.echo(text_table(report))
     if wins := where_classic_wins(report):
         typer.echo("\n  ".join(["A classic front-end is better than every model in:", *wins]))
-    typer.echo(f"report: {folder / 'report.html'} and report.json")
+    for line in report["missing"]:
+        typer.echo(f"evaluate_bag: missing: {line}", err=True)
+    typer.echo(f"report{' (partial)' if interrupted else ''}: {folder / 'report.html'} and report.json")
+    return list(report["missing"])
 
 
 def _bar(name: str, count: int) -> tqdm:
-    return tqdm(total=count, desc=name, unit="", leave=False, dynamic_ncols=True)
+    return tqdm(total=count, desc=name, unit="", leave=False, dynamic_ncols=True, disable=None)  # none in files
 
 
 def _warn(line: str) -> None:
@@ -218,6 +268,12 @@ def _rate(text: str) -> float | None:
         value = 0.0
     if not 0 < value < math.inf:
         raise UsageError(f"--rate {text!r}: expected a positive number or max")
+    return value
+
+
+def _not_negative(option: str, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise UsageError(f"{option} {value}: expected a finite number, 0 or more")
     return value
 
 
@@ -264,7 +320,10 @@ def _classics(text: str) -> list[str]:
 
 
 def _parameters(texts: list[str]) -> dict[str, Any]:
-    values = {}
+    """Parameters of the node from NAME=VALUE, checked as the node itself checks them."""
+    from samfeat_ros.node.parameters import NAMES, ParameterError, Parameters
+
+    values: dict[str, Any] = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator or not name:
@@ -273,6 +332,18 @@ def _parameters(texts: list[str]) -> dict[str, Any]:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UsageError(f"--parameter {text!r}: the value is not YAML") from None
+        if name in OWN_OPTIONS:
+            raise UsageError(f"--parameter {text!r}: {OWN_OPTIONS[name]}")
+        if name not in NAMES:
+            raise UsageError(
+                f"--parameter {text!r}: the node has no such parameter; expected one of {', '.join(NAMES)}"
+            )
+        if isinstance(getattr(Parameters, name), float) and type(values[name]) is int:
+            values[name] = float(values[name])
+    try:
+        Parameters(**values).validate()
+    except ParameterError as error:
+        raise UsageError(f"--parameter: {error}") from None
     return values
 
 

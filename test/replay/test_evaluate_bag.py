@@ -60,8 +60,10 @@ def test_model_and_classic_with_ground_truth(bag, weights, tmp_path):
             "--parameter", "threshold=0.0", "--classic", "orb", "--rate", "max", "--keypoints", 200,
             "--output", tmp_path / name,
         )  # fmt: skip
-        assert code == 0, err
         report = json.loads((tmp_path / name / "report.json").read_text())
+        # a wall gives no trajectory in twelve frames: that is said, and nothing else is missing
+        assert code == (1 if report["missing"] else 0), err
+        assert all("trajectory: fewer than 10 frames" in line and line in err for line in report["missing"])
         digests.append(report["runs"][0]["digest"])
     assert digests[0] == digests[1]
     assert (tmp_path / "first" / "report.html").stat().st_size > 10_000
@@ -93,13 +95,59 @@ def test_a_model_that_cannot_be_is_said_and_the_rest_is_evaluated(bag, tmp_path)
     assert [run["name"] for run in report["runs"]] == ["lk"] and "no-such-model" in report["failures"]
 
 
+def test_a_report_is_replaced_only_on_request_and_a_failed_run_leaves_none(bag, tmp_path):
+    (tmp_path / "report.json").write_text("of an earlier run")
+    code, _, err = evaluate(bag, *CLASSIC, "--output", tmp_path)
+    assert code == 2 and "holds a report; expected another folder, or --overwrite" in err
+    assert (tmp_path / "report.json").read_text() == "of an earlier run"
+    code, _, _ = evaluate(tmp_path / "nothing.mcap", *CLASSIC, "--output", tmp_path, "--overwrite")
+    assert code == 1 and not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("lens\nfell off"), KeyboardInterrupt()])
+def test_what_is_finished_is_in_the_report_whatever_happens_to_the_next(bag, tmp_path, monkeypatch, fault):
+    """A fault in the second front-end, and Ctrl-C there: the first one's figures are kept."""
+    from samfeat_ros.replay.evaluation import classic
+
+    def broken(*settings):
+        raise fault
+
+    monkeypatch.setitem(classic.FRONT_ENDS, "orb", ("broken", broken))
+    arguments = ["--model", "none", "--classic", "lk,orb", "--rate", "max", "--output", tmp_path]
+    interrupted = isinstance(fault, KeyboardInterrupt)
+    code, _, err = evaluate(bag, *arguments)
+    assert code == (130 if interrupted else 1) and "Traceback" not in err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [run["name"] for run in report["runs"]] == ["lk"] and report["partial"] is interrupted
+    assert report["failures"] == ({} if interrupted else {"orb": "RuntimeError: lens fell off"})
+
+
+def test_ground_truth_that_stands_still_is_said(bag, tmp_path):
+    """Static truth: the figures that cannot be there are named with the reason, and the exit code is not 0."""
+    lines = [f"{(START + i * bag_maker.FRAME_NS) * 1e-9:.3f} 0 0 0 0 0 0 1" for i in range(12)]
+    (tmp_path / "tum.txt").write_text("\n".join(lines))
+    code, _, err = evaluate(bag, *CLASSIC, "--ground-truth", tmp_path / "tum.txt", "--output", tmp_path / "out")
+    assert code == 1
+    assert "missing: lk: epipolar error: no two frames with ground truth are 0.01 m apart" in err
+    assert "missing: lk: relative pose at gap 1, 5, 10" in err
+
+
 def test_kitti_ground_truth_and_limit(bag, tmp_path):
     rows = [f"1 0 0 {bag_maker.pose(i).pose.position.x} 0 1 0 0 0 0 1 0" for i in range(8)]
     (tmp_path / "poses.txt").write_text("\n".join(rows))
     code, _, err = evaluate(
-        bag, *CLASSIC, "--limit", 8, "--ground-truth", tmp_path / "poses.txt", "--output", tmp_path / "out"
+        bag,
+        *CLASSIC,
+        "--limit",
+        8,
+        "--gaps",
+        "1,5",
+        "--ground-truth",
+        tmp_path / "poses.txt",
+        "--output",
+        tmp_path / "out",
     )
-    assert code == 0, err
+    assert code == 1 and err.count("missing:") == 1 and "trajectory: fewer than 10 frames" in err, err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["ground_truth"]["frames_with_pose"] == 8 and report["bag"]["usable"] == 8
 
@@ -119,6 +167,12 @@ def test_kitti_ground_truth_and_limit(bag, tmp_path):
         (2, ["--rate", "fast"], "--rate 'fast'"),
         (2, ["--rate", "-1"], "--rate '-1'"),
         (2, ["--gaps", "0"], "--gaps '0'"),
+        (2, ["--tolerance", "nan"], "--tolerance nan: expected a finite number"),
+        (2, ["--min-baseline", "nan"], "--min-baseline nan: expected a finite number"),
+        (2, ["--parameter", "no_such=1"], "the node has no such parameter"),
+        (2, ["--parameter", "inlier_threshold=-1"], "inlier_threshold is -1.0, expected 0.01 to 100.0"),
+        (2, ["--parameter", "max_keypoints=9"], "use --keypoints, the budget of everyone"),
+        (2, ["--parameter", "mask_file=m.png"], "the classic front-ends have no mask"),
         (2, ["--classic", "surf"], "--classic 'surf'"),
         (2, ["--classic", "none"], "neither a model nor a classic front-end"),
         (2, ["--model", "samfeat-nano=/no/such.safetensors"], "there is no file"),
@@ -148,7 +202,8 @@ def test_ground_truth_that_does_not_overlap(bag, tmp_path):
 def test_no_camera_info_is_evaluated_without_ground_truth(tmp_path):
     bag = write_bag(tmp_path / "bag", with_camera=False)
     code, out, err = evaluate(bag, *CLASSIC, "--ground-truth", "/pose", "--output", tmp_path / "out")
-    assert code == 0 and "no CameraInfo" in err and "ATE" not in out
+    assert code == 1 and "no CameraInfo" in err and "ATE" not in out  # what was asked for is not all there
+    assert "evaluate_bag: missing: all errors under ground truth: there is no usable CameraInfo" in err
     problems = json.loads((tmp_path / "out" / "report.json").read_text())["bag"]["problems"]
     assert any("no CameraInfo" in line for line in problems)
 
@@ -209,7 +264,9 @@ def test_mutants_through_the_command(tiny, tmp_path, count):
     path = tmp_path / tiny.name
     for data in mutants(tiny.read_bytes(), count, seed=7):
         path.write_bytes(data)
-        code, _, err = evaluate(path, *CLASSIC, "--image-topic", "/camera/image_raw", "--output", tmp_path / "out")
+        code, _, err = evaluate(
+            path, *CLASSIC, "--image-topic", "/camera/image_raw", "--overwrite", "--output", tmp_path / "out"
+        )
         assert code in (0, 1) and "Traceback" not in err
         assert code == 0 or err.strip().splitlines()[-1].startswith("evaluate_bag: ")
 

@@ -27,6 +27,7 @@ from samfeat_core.poses import relative_pose
 from samfeat_ros.image_input import image_from_msg
 from samfeat_ros.replay.evaluation import classic, metrics
 from samfeat_ros.replay.evaluation import footage as footage_module
+from samfeat_ros.replay.evaluation import trajectory as trajectory_module
 from samfeat_ros.replay.evaluation.calibration import read_calibration
 from samfeat_ros.replay.evaluation.classic import run_classic
 from samfeat_ros.replay.evaluation.footage import Footage, FootageError
@@ -271,8 +272,34 @@ def test_track_lengths_and_survival():
     frames = [_tracked(0, [1, 2, 3]), _tracked(1, [1, 2, 4]), _tracked(2, [1, 4]), _tracked(3, [2])]
     assert sorted(track_lengths(frames)) == [1, 1, 2, 2, 3]  # id 2 pauses: two tracks
     summary = summarize_tracks(frames)
-    assert summary["count"] == 5 and summary["survival"] == {"1": 1.0, "2": 0.6, "3": 0.2}
-    assert summarize_tracks([])["count"] == 0
+    assert summary["count"] == 3 and summary["never_matched"] == 2  # a keypoint that never matched is no track
+    assert summary["survival"] == {"2": 1.0, "3": pytest.approx(1 / 3)}
+    assert summary["alive"] == {"1": pytest.approx((2 + 2 + 0) / 3), "2": pytest.approx((1 + 1) / 2), "3": 1.0}
+    assert summarize_tracks([])["count"] == 0 and summarize_tracks([])["alive"] == {}
+
+
+def test_points_of_a_dropped_frame_are_not_alive():
+    frames = [_tracked(0, [1, 2]), _tracked(2, [1, 2])]
+    assert metrics.points_alive(frames) == {"1": 0.0, "2": 2.0}
+
+
+def test_a_blackout_shows_in_every_figure():
+    """Eight of 24 frames without a match: counted as zero, not left out."""
+    grid = np.stack(np.meshgrid(np.linspace(20, 620, 24), np.linspace(20, 460, 18)), -1).reshape(-1, 2)
+    frames = []
+    for number in range(24):
+        dark = 10 <= number < 18
+        frame = _tracked(number, [] if dark else list(range(len(grid))), None if dark else grid)
+        frames.append(replace(frame, number_prev=None if dark or not number else number - 1))
+    bright = metrics.summarize(Run("x", "classic", 10, frames[:10]))
+    entry = metrics.summarize(Run("x", "classic", 24, frames, cpu_percent=50.0, seconds=2.4))
+    assert bright["coverage"]["inliers"] == 1 and bright["without_match"] == {"frames": 0, "in_a_row": 0}
+    assert entry["coverage"]["inliers"] == pytest.approx(15 / 23)
+    assert entry["inliers"]["p5"] == 0 and entry["inliers"]["mean"] == pytest.approx(432 * 15 / 23)
+    assert entry["matches"]["mean"] == pytest.approx(432 * 15 / 23)
+    assert entry["inlier_ratio"]["mean"] == pytest.approx(15 / 23)
+    assert entry["without_match"] == {"frames": 8, "in_a_row": 8}
+    assert entry["cpu_ms_per_frame"] == pytest.approx(50.0)  # 1.2 s of CPU over 24 frames
 
 
 def test_coverage():
@@ -351,14 +378,17 @@ SPREAD = {"mean", "median", "p5"}
 RANKS = {"p50", "p90", "p99"}
 KEYS = {
     "name", "kind", "details", "frames_offered", "frames_processed", "dropped", "rate_hz", "seconds", "latency_ms",
-    "stages_ms", "cpu_percent", "memory_mb", "device_memory_mb", "keypoints", "matches", "inliers", "inlier_ratio",
+    "stages_ms", "cpu_percent", "cpu_ms_per_frame", "without_match",
+    "memory_mb", "device_memory_mb", "keypoints", "matches", "inliers", "inlier_ratio",
     "coverage", "tracks", "epipolar", "relative_pose", "trajectory", "per_frame", "digest",
 }  # fmt: skip
 GAPS = ("rotation p50, deg", "rotation p90, deg", "direction p50, deg", "direction p90, deg")
 LINES = [
-    "frames processed", "frames dropped", "rate, Hz", "latency p50, ms", "latency p90, ms", "latency p99, ms",
-    "CPU, % of a core", "memory, MB", "device memory, MB", "keypoints", "matches", "inliers", "inliers, worst 5 %",
-    "inlier ratio", "coverage by inliers", "track length, mean", "tracks >= 10 frames", "epipolar error, median px",
+    "frames received", "frames processed", "frames dropped", "rate, Hz", "latency p50, ms",
+    "latency p90, ms", "latency p99, ms",
+    "CPU, ms a frame", "memory, MB", "device memory, MB", "keypoints", "matches", "inliers", "inliers, worst 5 %",
+    "frames without a match", "inlier ratio", "coverage by inliers", "track length, mean",
+    "points alive 10 frames later", "points alive 20 frames later", "epipolar error, median px",
     "matches within 1 px", "matches within 3 px", *(f"gap {gap}: {line}" for gap in (1, 5) for line in GAPS),
     "odometry: frames with pose", "odometry: frames lost", "ATE rmse, m (scaled)", "ATE, % of the path",
     "RPE 1 frame: position, m", "RPE 1 frame: rotation, deg", "RPE 10 frames: position, m",
@@ -383,7 +413,15 @@ def test_a_run_of_which_all_is_known_fills_every_line_and_key():
     assert set(entry) == KEYS
     assert all(set(entry[name]) == SPREAD for name in ("keypoints", "matches", "inliers", "inlier_ratio"))
     assert set(entry["latency_ms"]) == RANKS and set(entry["coverage"]) == {"keypoints", "inliers"}
-    assert set(entry["tracks"]) == {"count", "mean_length", "length", "mean_length_of_a_point", "survival"}
+    assert set(entry["tracks"]) == {
+        "count",
+        "mean_length",
+        "length",
+        "mean_length_of_a_point",
+        "survival",
+        "never_matched",
+        "alive",
+    }
     assert set(entry["epipolar"]) == {"pairs", "matches", "inliers"}
     assert set(entry["epipolar"]["matches"]) == {"count", "median_px", "within_1px", "within_3px"}
     assert set(entry["relative_pose"]["5"]) == {"pairs", "solved", "rotation_deg", "direction_deg"}
@@ -437,3 +475,28 @@ def test_another_camera_is_not_used(footage):
     finally:
         footage.camera = original
         footage._notes.clear()
+
+
+def test_relative_pose_error_counts_frames_not_poses():
+    """Frames 3 to 5 have no pose: the step over that hole is no step of one frame."""
+    numbers = [0, 1, 2, 6, 7]
+    reference = np.stack([np.eye(4)] * 5)
+    reference[:, 2, 3] = numbers
+    estimate = reference.copy()
+    estimate[3:, 2, 3] += 1.0  # wrong by one metre across the hole
+    assert trajectory_module._rpe(numbers, reference, estimate, 1)["translation_rmse_m"] == pytest.approx(0)
+    assert trajectory_module._rpe(numbers, reference, estimate, 5)["translation_rmse_m"] == pytest.approx(1)
+    assert trajectory_module._rpe(numbers, reference, estimate, 3) is None
+
+
+def test_relative_pose_error_without_holes_is_that_of_evo():
+    metrics_of_evo = pytest.importorskip("evo.core.metrics")
+    from evo.core.trajectory import PosePath3D
+
+    truth = [pose.camera_to_world for pose in drive(20)]
+    other = [pose.camera_to_world for pose in drive(20, step=0.2)]
+    found = trajectory_module._rpe(list(range(20)), np.array(truth), np.array(other), 1)
+    metric = metrics_of_evo.RPE(metrics_of_evo.PoseRelation.translation_part, 1, metrics_of_evo.Unit.frames)
+    metric.process_data((PosePath3D(poses_se3=truth), PosePath3D(poses_se3=other)))
+    expected = metric.get_statistic(metrics_of_evo.StatisticsType.rmse)
+    assert found["translation_rmse_m"] == pytest.approx(expected)

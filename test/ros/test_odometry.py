@@ -93,6 +93,20 @@ def test_recovers_after_frames_without_matches():
     assert after == pytest.approx(before, rel=0.25)
 
 
+def test_constant_motion_while_lost():
+    """Ten dark frames: the pose goes on by the last motion, without frozen frames and without a jump afterwards."""
+    truth = drive(80)
+    statuses, poses = run(Scene(truth), skip=range(40, 50))
+    assert statuses[39:49] == [LOST] * 10 and statuses[-1] == TRACKING  # statuses[i] is of frame i + 1
+    steps = {i: np.linalg.norm(poses[i].center - poses[i - 1].center) for i in range(30, 80)}
+    usual = np.median([steps[i] for i in range(30, 40)])
+    assert min(steps.values()) > 0.5 * usual
+    assert max(steps.values()) < 2.5 * usual  # the new first motion turns the way a little; it does not jump
+    ours, theirs = (np.linalg.norm(way[70].center - way[30].center) for way in (poses, truth))
+    scale = np.linalg.norm(truth[39].center - truth[25].center) / np.linalg.norm(poses[39].center - poses[25].center)
+    assert scale * ours == pytest.approx(theirs, rel=0.1)
+
+
 def test_same_input_same_poses():
     first, second = (run(Scene(drive(30), outliers=0.1))[1] for _ in range(2))
     for index, pose in first.items():

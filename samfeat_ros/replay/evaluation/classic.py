@@ -56,16 +56,17 @@ class FrontEnd:
         return tracked, seconds
 
 
-def _detect_and_match(name: str, budget: int, threshold_px: float, max_gap_s: float) -> FrontEnd:
-    return FrontEnd(EXTRACTORS[name](budget), MatchTracker(threshold_px=threshold_px, max_gap_s=max_gap_s))
+def _detect_and_match(name: str, budget: int, threshold_px: float, max_gap_s: float, verify: bool) -> FrontEnd:
+    tracker = MatchTracker(threshold_px=threshold_px, max_gap_s=max_gap_s, verify=verify)
+    return FrontEnd(EXTRACTORS[name](budget), tracker)
 
 
-def _corners(budget: int, threshold_px: float, max_gap_s: float) -> FrontEnd:
-    return FrontEnd(None, CornerTracker(budget, threshold_px=threshold_px, max_gap_s=max_gap_s))
+def _corners(budget: int, threshold_px: float, max_gap_s: float, verify: bool) -> FrontEnd:
+    return FrontEnd(None, CornerTracker(budget, threshold_px=threshold_px, max_gap_s=max_gap_s, verify=verify))
 
 
-# Name -> description for the report, and what makes the front-end from budget, threshold_px and max_gap_s.
-FRONT_ENDS: dict[str, tuple[str, Callable[[int, float, float], FrontEnd]]] = {
+# Name -> description for the report, and what makes the front-end from budget, threshold_px, max_gap_s and verify.
+FRONT_ENDS: dict[str, tuple[str, Callable[[int, float, float, bool], FrontEnd]]] = {
     "orb": ("OpenCV ORB, the node's matcher on the Hamming distance", partial(_detect_and_match, "orb")),
     "sift": ("OpenCV SIFT as RootSIFT, the node's matcher", partial(_detect_and_match, "sift")),
     "lk": ("good features to track, pyramidal Lucas-Kanade forward and back", _corners),
@@ -80,6 +81,7 @@ def run_classic(
     on_frame: Callable[[], None] = lambda: None,
     threshold_px: float = Parameters.inlier_threshold,
     max_gap_s: float = Parameters.max_gap,
+    verify: bool = Parameters.verify,
 ) -> Run:
     """Run a classic front-end over the footage in this process.
 
@@ -91,10 +93,10 @@ def run_classic(
         budget: largest number of keypoints.
         rate: times the recorded speed; None = every frame is processed.
         on_frame: called after every image, for a progress bar.
-        threshold_px, max_gap_s: of the epipolar test and of a restart; the defaults are the node's.
+        threshold_px, max_gap_s, verify: of the epipolar test and of a restart; the defaults are the node's.
     """
     description, make = FRONT_ENDS[name]
-    front_end, run = make(budget, threshold_px, max_gap_s), Run(name, CLASSIC, len(footage.frames))
+    front_end, run = make(budget, threshold_px, max_gap_s, verify), Run(name, CLASSIC, len(footage.frames))
     run.details["description"] = description
     worker, cpu = _Worker(), 0.0
     stages: dict[str, list[float]] = {}

@@ -37,9 +37,12 @@ class Truth:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """Counts, coverage, tracks and cost of a run: no ground truth needed."""
+    """Counts, coverage, tracks and cost of a run: no ground truth needed.
+
+    Every processed frame but the first counts, with zeros where nothing was matched: a blackout shows.
+    """
     frames = run.frames
-    follow = [frame for frame in frames if frame.number_prev is not None]
+    follow = frames[1:]
     return {
         "name": run.name,
         "kind": run.kind,
@@ -52,12 +55,14 @@ def summarize(run: Run) -> dict[str, Any]:
         "latency_ms": percentiles([1e3 * frame.latency_s for frame in frames]),
         "stages_ms": run.stages,
         "cpu_percent": run.cpu_percent,
+        "cpu_ms_per_frame": _cpu_ms_per_frame(run),
         "memory_mb": run.memory_mb,
         "device_memory_mb": run.device_memory_mb,
         "keypoints": _spread(len(frame.keypoints) for frame in frames),
         "matches": _spread(len(frame.points) for frame in follow),
         "inliers": _spread(int(frame.inlier.sum()) for frame in follow),
-        "inlier_ratio": _spread(frame.inlier_ratio for frame in follow),
+        "inlier_ratio": _spread(frame.inlier_ratio if len(frame.inlier) else 0.0 for frame in follow),
+        "without_match": _without_match(follow),
         "coverage": {
             "keypoints": _mean(coverage(frame.keypoints, frame.size) for frame in frames),
             "inliers": _mean(coverage(frame.points[frame.inlier], frame.size) for frame in follow),
@@ -65,6 +70,23 @@ def summarize(run: Run) -> dict[str, Any]:
         "tracks": summarize_tracks(frames),
         "digest": run.digest(),
     }
+
+
+def _cpu_ms_per_frame(run: Run) -> float | None:
+    """CPU time of all cores per processed frame: comparable at every rate, unlike a share of the time."""
+    if run.cpu_percent is None or not run.frames:
+        return None
+    return 10 * run.cpu_percent * run.seconds / len(run.frames)
+
+
+def _without_match(frames: list[TrackedFrame]) -> dict[str, int]:
+    """How many frames have no match to the one before, and the most of them in a row."""
+    longest = current = total = 0
+    for frame in frames:
+        current = 0 if len(frame.points) else current + 1
+        total += current > 0
+        longest = max(longest, current)
+    return {"frames": total, "in_a_row": longest}
 
 
 def coverage(points: np.ndarray, size: tuple[int, int]) -> float:
@@ -87,20 +109,40 @@ def track_lengths(frames: list[TrackedFrame]) -> np.ndarray:
     return np.array([*lengths, *alive.values()], np.int64)
 
 
+def points_alive(frames: list[TrackedFrame]) -> dict[str, float]:
+    """{k: points of a frame that are still tracked k frames later}, mean over the frames that have a k-th successor.
+
+    A track that pauses and returns under its id is alive again. Frames are counted by their number in the recording:
+    a frame that was dropped has lost its points.
+    """
+    ids = {frame.number: frame.ids for frame in frames}
+    nothing = np.zeros(0, np.int64)
+    alive = {}
+    for age in SURVIVAL_FRAMES:
+        pairs = [(ids[number], ids.get(number + age, nothing)) for number in ids if number + age <= max(ids)]
+        if pairs:
+            alive[str(age)] = float(np.mean([len(np.intersect1d(first, later)) for first, later in pairs]))
+    return alive
+
+
 def summarize_tracks(frames: list[TrackedFrame]) -> dict[str, Any]:
-    """Number and lengths of tracks, and the share of tracks that are at least k frames long."""
+    """Number and lengths of tracks of two frames or more: a keypoint that never matched is no track."""
     lengths = track_lengths(frames)
+    single = int((lengths == 1).sum())
+    lengths = lengths[lengths > 1]
     if not len(lengths):
-        return {"count": 0, "mean_length": None, "survival": {}}
+        return {"count": 0, "never_matched": single, "mean_length": None, "survival": {}, "alive": points_alive(frames)}
     ranked = percentiles(lengths) or {}
     # a track counts in every frame it lives in
     per_point = float((lengths.astype(float) ** 2).sum() / lengths.sum())
     return {
         "count": len(lengths),
+        "never_matched": single,
         "mean_length": float(lengths.mean()),
         "length": ranked,
         "mean_length_of_a_point": per_point,
-        "survival": {str(k): float((lengths >= k).mean()) for k in SURVIVAL_FRAMES if k <= len(frames)},
+        "survival": {str(k): float((lengths >= k).mean()) for k in SURVIVAL_FRAMES if 1 < k <= len(frames)},
+        "alive": points_alive(frames),
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from samfeat_core.files import write_bytes
 from samfeat_ros.replay.evaluation.footage import Footage
-from samfeat_ros.replay.evaluation.metrics import track_lengths, worst_frames
+from samfeat_ros.replay.evaluation.metrics import worst_frames
 from samfeat_ros.replay.evaluation.report import Evaluated, cells, rows, where_classic_wins
 from samfeat_ros.replay.evaluation.runs import CLASSIC, MODEL, TrackedFrame
 
@@ -53,7 +53,7 @@ def write_page(report: dict[str, Any], evaluated: list[Evaluated], footage: Foot
         _plot_matches(evaluated),
         "<h2>Latency</h2>",
         _plot_latency(evaluated),
-        "<h2>Track survival</h2>",
+        "<h2>Points that are still tracked, by age</h2>",
         _plot_survival(evaluated),
     ]
     if any(item.trajectory for item in evaluated):
@@ -207,17 +207,19 @@ def _plot_stages(evaluated: list[Evaluated], axis: Any) -> None:
 
 
 def _plot_survival(evaluated: list[Evaluated]) -> str:
+    """Points of a frame that are still tracked k frames later, as a number and as a share."""
     figure, axes = _figure(11, 3.2, columns=2)
     for item, colour in _coloured(evaluated):
-        lengths = np.sort(track_lengths(item.run.frames))
-        if not len(lengths):
+        alive = item.entry["tracks"]["alive"]
+        count = np.mean([len(frame.ids) for frame in item.run.frames])
+        if not alive or not count:
             continue
-        least = np.arange(1, min(int(lengths.max()), 200) + 1)
-        alive = len(lengths) - np.searchsorted(lengths, least)
-        axes[0, 0].plot(least, alive / len(lengths), color=colour, label=item.run.name)
-        axes[0, 1].plot(least, alive, color=colour, label=item.run.name)
-    for axis, label in zip(axes[0], ("share of tracks", "number of tracks")):
-        axis.set(xscale="log", yscale="log", xlabel="at least so many frames long", ylabel=label)
+        ages, points = [int(age) for age in alive], np.array(list(alive.values()))
+        axes[0, 0].plot(ages, points / count, color=colour, marker=".", label=item.run.name)
+        axes[0, 1].plot(ages, points, color=colour, marker=".", label=item.run.name)
+    for axis, label in zip(axes[0], ("share of the points", "number of points")):
+        axis.set(xscale="log", xlabel="frames later", ylabel=label)
+        axis.set_ylim(bottom=0)
         _plain_ticks(axis.xaxis)
     if axes[0, 0].lines:
         axes[0, 0].legend(fontsize=8, frameon=False)

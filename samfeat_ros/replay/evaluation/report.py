@@ -13,7 +13,7 @@ from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.evaluation.ground_truth import GroundTruth
 from samfeat_ros.replay.evaluation.metrics import Truth, summarize, summarize_epipolar, summarize_relative_poses
 from samfeat_ros.replay.evaluation.runs import CLASSIC, MODEL, Run
-from samfeat_ros.replay.evaluation.trajectory import Trajectory, evaluate_trajectory
+from samfeat_ros.replay.evaluation.trajectory import MIN_POSES, Trajectory, evaluate_trajectory
 
 FORMAT, VERSION = "samfeat_ros/evaluate_bag", 2
 
@@ -67,13 +67,15 @@ def build_report(
     evaluated: list[Evaluated],
     failures: dict[str, str],
     settings: dict[str, Any],
+    partial: bool = False,
 ) -> dict[str, Any]:
-    """The content of report.json."""
+    """The content of report.json. partial: the command was interrupted, and some front-ends did not run."""
     sizes = sorted({frame.size for frame in footage.frames})
     camera = footage.camera
     return {
         "format": FORMAT,
         "version": VERSION,
+        "partial": partial,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "bag": {
             "path": str(footage.bag.path),
@@ -107,29 +109,56 @@ def build_report(
         "machine": machine(),
         "runs": [item.entry for item in evaluated],
         "failures": failures,
+        "missing": _missing(footage, truth, [item.entry for item in evaluated], settings),
     }
+
+
+def _missing(
+    footage: Footage, truth: Truth | None, entries: list[dict[str, Any]], settings: dict[str, Any]
+) -> list[str]:
+    """One line, with the reason, for each figure that ground truth was given for and that could not be computed."""
+    if truth is None:
+        return []
+    if footage.camera is None:
+        return ["all errors under ground truth: there is no usable CameraInfo; give --camera-info"]
+    lines = []
+    for entry in entries:
+        name = entry["name"]
+        if not entry["epipolar"]:
+            reason = f"no two frames with ground truth are {settings['min_baseline_m']} m apart (--min-baseline)"
+            lines.append(f"{name}: epipolar error: {reason}")
+        elif not (entry["epipolar"]["matches"] and entry["epipolar"]["inliers"]):
+            lines.append(f"{name}: epipolar error: no match, or no inlier, between frames with ground truth")
+        if gaps := [str(gap) for gap in settings["gaps"] if str(gap) not in (entry["relative_pose"] or {})]:
+            lines.append(f"{name}: relative pose at gap {', '.join(gaps)}: no pair of frames with known motion")
+        if not entry["trajectory"]:
+            lines.append(f"{name}: trajectory: fewer than {MIN_POSES} frames have both ground truth and a pose")
+    return lines
 
 
 def rows(report: dict[str, Any]) -> list[Row]:
     """The lines of the table; those under ground truth only where some run has them."""
     lines = [
+        Row("frames received", lambda r: r["frames_offered"]),
         Row("frames processed", lambda r: r["frames_processed"]),
         Row("frames dropped", lambda r: sum(r["dropped"].values()), "{:.0f}", min),
         Row("rate, Hz", lambda r: r["rate_hz"], "{:.1f}"),
         Row("latency p50, ms", _at("latency_ms", "p50"), "{:.1f}", min),
         Row("latency p90, ms", _at("latency_ms", "p90"), "{:.1f}", min),
         Row("latency p99, ms", _at("latency_ms", "p99"), "{:.1f}", min),
-        Row("CPU, % of a core", _at("cpu_percent"), "{:.0f}", min),
+        Row("CPU, ms a frame", _at("cpu_ms_per_frame"), "{:.1f}", min),
         Row("memory, MB", _at("memory_mb"), "{:.0f}"),
         Row("device memory, MB", _at("device_memory_mb"), "{:.0f}"),
         Row("keypoints", _at("keypoints", "mean"), "{:.0f}"),
         Row("matches", _at("matches", "mean"), "{:.0f}", max),
         Row("inliers", _at("inliers", "mean"), "{:.0f}", max),
         Row("inliers, worst 5 %", _at("inliers", "p5"), "{:.0f}", max),
+        Row("frames without a match", _at("without_match", "frames"), "{:.0f}", min),
         Row("inlier ratio", _at("inlier_ratio", "mean"), "{:.3f}", max),
         Row("coverage by inliers", _at("coverage", "inliers"), "{:.3f}", max),
         Row("track length, mean", _at("tracks", "mean_length"), "{:.1f}", max),
-        Row("tracks >= 10 frames", _at("tracks", "survival", "10"), "{:.3f}", max),
+        Row("points alive 10 frames later", _at("tracks", "alive", "10"), "{:.0f}", max),
+        Row("points alive 20 frames later", _at("tracks", "alive", "20"), "{:.0f}", max),
         Row("epipolar error, median px", _at("epipolar", "matches", "median_px"), "{:.2f}", min),
         Row("matches within 1 px", _at("epipolar", "matches", "within_1px"), "{:.3f}", max),
         Row("matches within 3 px", _at("epipolar", "matches", "within_3px"), "{:.3f}", max),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from samfeat_core.camera import Camera
+from samfeat_core.poses import relative_pose, rotation_angle
 from samfeat_ros.odometry.estimator import LOST, TRACKING, MonocularOdometry
 from samfeat_ros.replay.evaluation.runs import TrackedFrame
 
@@ -32,7 +33,7 @@ class Trajectory:
 def run_odometry(frames: list[TrackedFrame], camera: Camera) -> tuple[dict[int, np.ndarray], dict[str, int]]:
     """Camera-to-world poses (4, 4) by frame number, and how many frames had which status.
 
-    The same code as the node `visual_odometry`, fed with the same inliers.
+    The same code as the node `visual_odometry`, fed with the same inliers. Poses guessed while lost are left out.
     """
     odometry = MonocularOdometry(camera)
     poses: dict[int, np.ndarray] = {}
@@ -43,7 +44,7 @@ def run_odometry(frames: list[TrackedFrame], camera: Camera) -> tuple[dict[int, 
             frame.match_ids[keep], frame.points_prev[keep], frame.points[keep], frame.number, frame.number_prev
         )
         statuses[update.status] = statuses.get(update.status, 0) + 1
-        if update.pose is not None:
+        if update.status == TRACKING and update.pose is not None:
             poses[frame.number] = update.pose.camera_to_world
     return poses, statuses
 
@@ -78,7 +79,11 @@ def evaluate_trajectory(frames: list[TrackedFrame], camera: Camera, truth: dict[
         "path_length_m": length,
         "ate_rmse_m": ate,
         "ate_percent": 100 * ate / length if length > 0 else None,
-        "rpe": {str(delta): _rpe(reference, estimate, delta) for delta in RPE_FRAMES if delta < len(numbers)},
+        "rpe": {
+            str(delta): found
+            for delta in RPE_FRAMES
+            if (found := _rpe(numbers, np.array(reference.poses_se3), np.array(estimate.poses_se3), delta))
+        },
     }
     return Trajectory(summary, np.asarray(estimate.positions_xyz), np.asarray(reference.positions_xyz))
 
@@ -91,17 +96,21 @@ def _ape(reference: Any, estimate: Any) -> float:
     return float(metric.get_statistic(metrics.StatisticsType.rmse))
 
 
-def _rpe(reference: Any, estimate: Any, delta: int) -> dict[str, float]:
-    """Relative pose error over `delta` poses: root mean square of position, mean of rotation."""
-    from evo.core import metrics
+def _rpe(numbers: list[int], reference: np.ndarray, estimate: np.ndarray, delta: int) -> dict[str, float] | None:
+    """Relative pose error over `delta` frames of the recording: root mean square of position, mean of rotation.
 
-    parts = {
-        "translation_rmse_m": (metrics.PoseRelation.translation_part, metrics.StatisticsType.rmse),
-        "rotation_mean_deg": (metrics.PoseRelation.rotation_angle_deg, metrics.StatisticsType.mean),
+    Args:
+        numbers: of the frames that have both poses (N, 4, 4); only pairs exactly `delta` apart count.
+    """
+    row = {number: index for index, number in enumerate(numbers)}
+    first = [row[number] for number in numbers if number + delta in row]
+    second = [row[number + delta] for number in numbers if number + delta in row]
+    if not first:
+        return None
+    true, found = (relative_pose(poses[second], poses[first]) for poses in (reference, estimate))
+    error = np.linalg.inv(true) @ found
+    squared = (error[:, :3, 3] ** 2).sum(axis=1)
+    return {
+        "translation_rmse_m": float(np.sqrt(squared.mean())),
+        "rotation_mean_deg": float(rotation_angle(error[:, :3, :3]).mean()),
     }
-    result = {}
-    for name, (relation, statistic) in parts.items():
-        metric = metrics.RPE(relation, delta=delta, delta_unit=metrics.Unit.frames, all_pairs=True)
-        metric.process_data((reference, estimate))
-        result[name] = float(metric.get_statistic(statistic))
-    return result
