@@ -158,7 +158,7 @@ def test_what_is_hidden_comes_back_and_nothing_else_under_its_id():
 
 
 def test_slow_sliders_end_at_the_keyframe_though_every_step_is_small():
-    """Points that slide 0.6 px a frame across the epipolar lines: under the threshold of 1.5 px, but not after eight."""
+    """Points that slide 0.6 px a frame across the epipolar lines: below the threshold of 1.5 px at first."""
     world = RNG.uniform([-3, -2, 4], [3, 2, 12], (300, 3))
     for verify in (True, False):
         tracker = HybridTracker(500, verify=verify)
