@@ -124,3 +124,18 @@ def test_quaternion(axis, angle):
     vector[axis] = angle
     expected = np.append(np.sin(angle / 2) * (vector / angle if angle else vector), np.cos(angle / 2))
     np.testing.assert_allclose(quaternion(cv2.Rodrigues(vector)[0]), expected, atol=1e-6)
+
+
+def test_velocity_is_unknown_while_lost(rig, node):
+    """A filter must not believe a velocity between poses that are guessed."""
+
+    class Dark(Scene):
+        def matches(self, index):
+            return tuple(part[:0] for part in super().matches(index)) if 30 <= index < 33 else super().matches(index)
+
+    got = _drive(rig, node(), Dark(drive(FRAMES)))
+    by_frame = {round((m.header.stamp.sec * 10**9 + m.header.stamp.nanosec - _ns(0)) / 100_000_000): m for m in got}
+    assert by_frame[29].twist.covariance[0] < 1
+    for index in range(30, 33):
+        assert by_frame[index].twist.covariance[0] == by_frame[index].pose.covariance[0] == 1e6
+        assert by_frame[index].twist.twist.linear.z > 0  # it moves on, it has not stopped
