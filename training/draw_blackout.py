@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from samfeat_core.camera import Camera
+from samfeat_core.errors import UsageError
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.files import write_bytes
 from samfeat_core.tracking import RECOVERED, make_tracker
@@ -35,6 +36,8 @@ def draw_blackout(
 ) -> None:
     """A strip of frames with tracks that were there before three black frames, one of them with its path."""
     with one_line_errors("draw_blackout"):
+        if not cv2.haveImageWriter(output.name):
+            raise UsageError(f"{output}: expected a picture's name, such as blackout.jpg")
         footage = dark(shortened(rendered("room", 40, seed, speed=1.2, turn_deg_s=40.0), 40), 3)
         extractor = FeatureExtractor.from_pretrained(model, device="cpu")
         tracker, camera = make_tracker("hybrid"), Camera(footage.matrix, np.zeros(0), *footage.size)

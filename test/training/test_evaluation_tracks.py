@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from samfeat_core.classic import CLASSIC
-from samfeat_core.tracking import DETECTED, RECOVERED
+from samfeat_core.tracking import DETECTED, RECOVERED, CornerTracker, HybridTracker
 from training.evaluation.tracks.footage import Footage, apply_homography, depth_at, shortened
 from training.evaluation.tracks.front_ends import FrontEnd, Run, TrackedFrame, front_ends
 from training.evaluation.tracks.measures import (
@@ -191,9 +191,9 @@ def test_front_ends_are_ours_and_the_classic_ones():
     assert list(front_ends({"ours": extractor}, 100)) == ["ours match", "ours flow", "ours hybrid"]
     chosen = front_ends({"ours": extractor, "orb": extractor}, 100)
     assert list(chosen)[3:] == ["orb match", "corners", "corners vins"]
-    vins = chosen["corners vins"].tracker()
-    assert (vins.max_points, vins.spacing) == (150, 30.0)
-    assert chosen["ours hybrid"].tracker().max_points == 100
+    vins, hybrid = chosen["corners vins"].tracker(), chosen["ours hybrid"].tracker()
+    assert isinstance(vins, CornerTracker) and (vins.max_points, vins.spacing) == (150, 30.0)
+    assert isinstance(hybrid, HybridTracker) and hybrid.max_points == 100
 
 
 def test_a_front_end_runs_over_footage_and_a_task_reports_it():
