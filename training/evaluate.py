@@ -142,7 +142,7 @@ def main(
     """Evaluate feature extractors: matching accuracy under homographies, relative pose, repeatability, localisation."""
     with one_line_errors("evaluate"):
         options = Options(max_keypoints, threshold, long_side, tuple(gap) if gap else None, every)
-        earlier = report.read_json(reuse)["results"] if reuse else []
+        earlier = report.read(reuse)["results"] if reuse else []
         tasks = collect_tasks(suite or ["homography", "pose"], data or data_folder() / "eval", options, dataset or [])
         names = extractor or shipped_models()
         names = list(dict.fromkeys([*names, *(CLASSIC if peers else ())]))
@@ -152,7 +152,7 @@ def main(
         results: list[dict] = []
         for result in run_tasks(tasks, extractors, earlier):
             results.append(result)  # written at once: a run cut short can be taken up with --reuse
-            report.write_json(output / "report.json", results, settings)
+            report.write(output / "report.json", results, settings)
         typer.echo(report.table(results))
         for path in [output / "report.json", *write_curves(output, results)]:
             typer.echo(f"wrote {path}")

@@ -102,7 +102,7 @@ def test_reuse_takes_foreign_results_over_and_counts_the_protocol(data):
     calls.clear()
     assert evaluate(*first, "--output", "two", "--reuse", "one/report.json").exit_code == 0
     assert not calls
-    (taken,) = report.read_json(data.parent / "two" / "report.json")["results"]
+    (taken,) = report.read(data.parent / "two" / "report.json")["results"]
     assert taken["reused"]
     assert evaluate(*first, "--output", "two", "--reuse", "one/report.json", "--max-keypoints", 50).exit_code == 0
     assert calls
@@ -111,7 +111,7 @@ def test_reuse_takes_foreign_results_over_and_counts_the_protocol(data):
 def test_all_runs_what_is_there(data):
     result = evaluate("--data", data, "--suite", "all", "--no-peers", "--extractor", "orb", "--output", "out")
     assert result.exit_code == 0, result.output
-    assert {r["suite"] for r in report.read_json(data.parent / "out" / "report.json")["results"]} == {
+    assert {r["suite"] for r in report.read(data.parent / "out" / "report.json")["results"]} == {
         "homography",
         "pose",
     }

@@ -26,7 +26,7 @@ from training.scfeat.pairs import (
     overlap,
     read_caps,
     read_img_cam,
-    read_pairs,
+    read_posed_pairs,
     read_sequence,
 )
 from training.scfeat.reinforce import DetectorConfig
@@ -173,9 +173,9 @@ def test_other_bad_data_is_named(tmp_path, caps):
     with pytest.raises(ValueError, match="no scene of CAPS-MegaDepth"):
         read_caps(tmp_path, data())
     with pytest.raises(ValueError, match="data.folders and data.caps are empty"):
-        read_pairs(data())
+        read_posed_pairs(data())
     with pytest.raises(ValueError, match="nowhere"):
-        read_pairs(data(folders=(str(tmp_path / "nowhere"),)))
+        read_posed_pairs(data(folders=(str(tmp_path / "nowhere"),)))
     bad = tmp_path / "s" / "dense0" / "aligned"
     bad.mkdir(parents=True)
     (bad / "img_cam.txt").write_text((caps / "0001/dense0/aligned/img_cam.txt").read_text())

@@ -41,7 +41,7 @@ class HomographyPair:
 
 
 @dataclass(frozen=True)
-class PairScore:
+class HomographyScore:
     """What one extractor did on one pair. mma: share of matches within 1..10 px; corner_error: mean error of the four
     corners of the first image under the estimated homography, px; localisation: px, nan without repeated keypoints."""
 
@@ -96,7 +96,7 @@ def read_homography(path: Path) -> np.ndarray:
     return homography
 
 
-def score_pair(pair: HomographyPair, extractor: TimedExtractor) -> PairScore:
+def score_pair(pair: HomographyPair, extractor: TimedExtractor) -> HomographyScore:
     """Extracts both images, matches mutual nearest neighbours and measures them against the true homography."""
     image0, image1 = extractor.images(pair.first), extractor.images(pair.second)
     features0, features1 = extractor(pair.first), extractor(pair.second)
@@ -105,7 +105,7 @@ def score_pair(pair: HomographyPair, extractor: TimedExtractor) -> PairScore:
     points0, points1 = features0.keypoints[index0], features1.keypoints[index1]
     errors = np.linalg.norm(warp_homography(points0, truth) - points1, axis=1)
     repeatability, localisation = repeat(features0, features1, truth)
-    return PairScore(
+    return HomographyScore(
         scene=pair.scene,
         keypoints=(len(features0) + len(features1)) / 2,
         matches=len(index0),
@@ -189,7 +189,7 @@ def evaluate(
     return result
 
 
-def summary(scores: Sequence[PairScore]) -> dict:
+def summary(scores: Sequence[HomographyScore]) -> dict:
     """Means over pairs (every pair counts the same, D2-Net's protocol)."""
     corner = np.array([score.corner_error for score in scores])
     localisation = np.array([score.localisation for score in scores])

@@ -38,7 +38,7 @@ class PosePair:
 
 
 @dataclass(frozen=True)
-class PairScore:
+class PoseScore:
     """error: the larger of rotation and translation-direction error, degrees; inf where no pose was found."""
 
     keypoints: float
@@ -62,7 +62,7 @@ def sequence_pairs(sequence: ImageSequence, gaps: Sequence[int], every: int) -> 
     ]
 
 
-def score_pair(pair: PosePair, extractor: TimedExtractor, threshold_px: float = 1.0) -> PairScore:
+def score_pair(pair: PosePair, extractor: TimedExtractor, threshold_px: float = 1.0) -> PoseScore:
     """Extracts, matches mutual nearest neighbours, estimates the pose and compares it to the true one."""
     features0 = turn_back(extractor(pair.first, pair.turns[0]), pair.turns[0])
     features1 = turn_back(extractor(pair.second, pair.turns[1]), pair.turns[1])
@@ -74,7 +74,7 @@ def score_pair(pair: PosePair, extractor: TimedExtractor, threshold_px: float = 
     inliers, error = score_points(
         features0.keypoints[index0], features1.keypoints[index1], cameras, pair.transform, threshold_px
     )
-    return PairScore((len(features0) + len(features1)) / 2, len(index0), inliers, error)
+    return PoseScore((len(features0) + len(features1)) / 2, len(index0), inliers, error)
 
 
 def score_points(

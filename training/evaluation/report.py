@@ -103,7 +103,7 @@ def _cell(row: dict, key: str, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def write_json(path: Path, results: Sequence[dict], settings: dict) -> None:
+def write(path: Path, results: Sequence[dict], settings: dict) -> None:
     report = {
         "format": FORMAT,
         "version": VERSION,
@@ -116,7 +116,7 @@ def write_json(path: Path, results: Sequence[dict], settings: dict) -> None:
     files.write_json(path, report)
 
 
-def read_json(path: Path) -> dict:
+def read(path: Path) -> dict:
     """An earlier report. Raises ValueError naming a file that is not one."""
     try:
         report = json.loads(path.read_text())

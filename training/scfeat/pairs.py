@@ -231,7 +231,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in read_lines(path) if not line.startswith("#"))
 
 
-def read_pairs(config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
+def read_posed_pairs(config: PoseDataConfig) -> tuple[list[PosedImagePair], list[PosedImagePair]]:
     """All pairs of a configuration, for training and for validation."""
     training: list[PosedImagePair] = []
     validation: list[PosedImagePair] = []

@@ -16,7 +16,7 @@ from samfeat_core.weights import load_network
 from training.loop.config import RunConfig
 from training.loop.trainer import CURVE, Trainer, check_same_run, own_rank, write_config
 from training.scfeat.epipolar import DescriptorConfig
-from training.scfeat.pairs import PoseDataConfig, PoseSource, read_pairs
+from training.scfeat.pairs import PoseDataConfig, PoseSource, read_posed_pairs
 from training.scfeat.reinforce import DetectorConfig
 from training.scfeat.tasks import DescriptorStage, DetectorStage, EpipolarValidation, Stage
 
@@ -93,7 +93,7 @@ def train(config: ScfeatConfig, output: Path, device: torch.device) -> float:
     multiple = model_spec(config.model).stride_multiple
     if any(side % multiple for side in config.data.size):
         raise UsageError(f"data.size is {config.data.size}, expected multiples of {multiple} for {config.model}")
-    pairs, held = read_pairs(config.data)
+    pairs, held = read_posed_pairs(config.data)
     validate = EpipolarValidation(held, config.data.size, device, config.stage == "detector")
     task: Stage = (
         DescriptorStage(network, config.descriptor)
