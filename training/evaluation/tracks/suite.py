@@ -17,7 +17,7 @@ from training.evaluation.tracks.stress import STRESSES
 
 THINNED = (1, 2, 3, 5)  # every n-th frame
 FLIGHTS = {"room": (1.2, 40.0), "street": (6.0, 14.0)}  # metres and degrees of yaw per second
-FLIGHT_FRAMES = 200
+FLIGHT_FRAMES = 150
 STRESSED_FRAMES = 120
 SEED = 11  # of the flights; the tracker was developed on others
 
