@@ -1,11 +1,11 @@
 """The CPU path, image in -> matches out: our extractors beside OpenCV's ORB and SIFT in the same run.
 
     python benchmarks/cpu_path.py                           # samfeat-nano, 640x480, 1,024 keypoints, two threads
-    python benchmarks/cpu_path.py --engine openvino --engine openvino_int8
+    python benchmarks/cpu_path.py --engine openvino --engine openvino_int8 --tracker match --tracker hybrid
     python benchmarks/cpu_path.py --extractor samfeat-nano=best.safetensors --peer mymodule:make_extractor
 
-Every frame goes through the extractor and then through the same `MatchTracker` (mutual nearest neighbours, epipolar
-check, track ids). The extractors take turns in short blocks of frames, so that whatever else the machine does meets
+Every frame goes through the extractor and then through a tracker of its own: ours through each `--tracker`, the others
+through `match` (mutual nearest neighbours, epipolar check, track ids). The extractors take turns in short blocks of frames, so that whatever else the machine does meets
 all of them alike. Prints a table and writes a JSON file:
 
     format     "samfeat-benchmark-cpu-path", version 1
@@ -95,14 +95,16 @@ def back_and_forth(count: int) -> Iterator[int]:
 class Runner:
     """One extractor with its own tracker and its place in the sequence."""
 
-    def __init__(self, label: str, extractor: Extractor, frames: Sequence[np.ndarray], max_keypoints: int):
-        from samfeat_core.tracking import MatchTracker
+    def __init__(
+        self, label: str, extractor: Extractor, frames: Sequence[np.ndarray], max_keypoints: int, tracker: str
+    ) -> None:
+        from samfeat_core.tracking import make_tracker
 
         self.label = label
         self.extractor = extractor
         self.frames = frames
         self.max_keypoints = max_keypoints
-        self.tracker = MatchTracker()
+        self.tracker = make_tracker(tracker, max_keypoints)
         self.order = back_and_forth(len(frames))
         self.times: list[tuple[float, float]] = []
         self.counts: list[tuple[int, int, int]] = []
@@ -115,7 +117,7 @@ class Runner:
         start = time.perf_counter()
         features = cut(self.extractor(frame), self.max_keypoints)
         extracted = time.perf_counter()
-        matches = self.tracker.update(features)
+        matches = self.tracker.update(features, image=frame)
         tracked = time.perf_counter()
         self.times.append(((extracted - start) * 1e3, (tracked - extracted) * 1e3))
         self.counts.append((len(features), len(matches), int(matches.inlier.sum())))
@@ -196,6 +198,9 @@ def main(
     engine: Annotated[
         list[str] | None, typer.Option(help="Engine of our models, as the node's parameter; repeatable. Default: auto.")
     ] = None,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="Of our models: match, flow, hybrid; repeatable. Default: match.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="The JSON file.")] = Path("out/benchmarks/cpu_path.json"),
 ) -> None:
     """Time extractor and tracker on the CPU, beside ORB and SIFT."""
@@ -208,20 +213,21 @@ def main(
     from training.evaluation.extractors import resolve
 
     load = os.getloadavg()[0]
-    ours = itertools.product(extractor or ["samfeat-nano"], engine or ["auto"])
-    others = ((name, "auto") for name in ("orb", "sift", *(peer or [])))
+    ours = itertools.product(extractor or ["samfeat-nano"], engine or ["auto"], tracker or ["match"])
+    others = ((name, "auto", "match") for name in ("orb", "sift", *(peer or [])))
     kitchen = data_folder() / KITCHEN
     folder = images or (kitchen if kitchen.is_dir() else None)
     try:
         pictures = load_frames(folder, (width, height), frames)
         paths = [
             Runner(
-                name if on == "auto" else f"{name} {on}",
+                " ".join([name, *([on] if on != "auto" else []), *([by] if by != "match" else [])]),
                 resolve(name, max_keypoints, "cpu", on),
                 pictures,
                 max_keypoints,
+                by,
             )
-            for name, on in dict.fromkeys([*ours, *others])
+            for name, on, by in dict.fromkeys([*ours, *others])
         ]
         results = measure(paths, frames)
         output.parent.mkdir(parents=True, exist_ok=True)
