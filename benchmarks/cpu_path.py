@@ -5,8 +5,9 @@
     python benchmarks/cpu_path.py --extractor samfeat-nano=best.safetensors --peer mymodule:make_extractor
 
 Every frame goes through the extractor and then through a tracker of its own: ours through each `--tracker`, the others
-through `match` (mutual nearest neighbours, epipolar check, track ids). The extractors take turns in short blocks of frames, so that whatever else the machine does meets
-all of them alike. Prints a table and writes a JSON file:
+through `match` (mutual nearest neighbours, epipolar check, track ids). The extractors take turns in short blocks of
+frames, so that whatever else the machine does meets all of them alike. Prints a table and writes a
+JSON file:
 
     format     "samfeat-benchmark-cpu-path", version 1
     machine    `samfeat_core.measure.machine`

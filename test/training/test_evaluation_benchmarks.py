@@ -35,7 +35,7 @@ def slow(seconds):
 
 def test_times_belong_to_their_stage_and_extractor():
     frames = [np.zeros((96, 128), np.uint8)] * 3
-    runners = [cpu_path.Runner(name, slow(s), frames, 20) for name, s in (("orb", 0.002), ("ours", 0.02))]
+    runners = [cpu_path.Runner(name, slow(s), frames, 20, "match") for name, s in (("orb", 0.002), ("ours", 0.02))]
     orb, ours = cpu_path.measure(runners, 25)
     assert [len(runner.times) for runner in runners] == [25, 25]
     assert orb["extract_ms"]["p50"] >= 2 and ours["extract_ms"]["p50"] >= 20
