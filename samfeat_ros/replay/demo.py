@@ -22,6 +22,7 @@ import typer
 from samfeat_core.command import DEVICE_HELP, ENGINE_HELP, errors_in_one_line
 from samfeat_core.files import write_bytes, write_json
 from samfeat_core.measure import machine, percentiles
+from samfeat_core.tracking import TRACKERS
 from samfeat_ros import node_status
 from samfeat_ros.environment import prepare_environment
 from samfeat_ros.replay.interrupts import interrupt_on_signals
@@ -40,6 +41,7 @@ class Tally:
     """What the frames of one playback gave, in the order of arrival."""
 
     keypoints: list[int] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
     matches: list[int] = field(default_factory=list)
     inliers: list[int] = field(default_factory=list)
     inliers_at: dict[int, int] = field(default_factory=dict)  # stamp -> inliers
@@ -51,7 +53,9 @@ class Tally:
         if trip is None:
             return
         if topic == "keypoints":
-            self.keypoints.append(len(keypoints_from_msg(message).points))
+            rows = keypoints_from_msg(message)
+            self.keypoints.append(len(rows.points))
+            self.ids.append(rows.ids)
         elif topic == "matches":
             inlier = matches_from_msg(message).inlier
             self.matches.append(len(inlier))
@@ -88,10 +92,17 @@ def build_report(recording: Recording, playback: Playback, tally: Tally) -> dict
             "image_to_matches": percentiles([1e3 * latency for latency in arrived]),
         },
         "keypoints_median": median(tally.keypoints),
+        "track_length_mean": mean_length(tally.ids),
         "matches_median": median(tally.matches),
         "inliers_median": median(tally.inliers),
         "inlier_ratio_median": median(ratios),
     }
+
+
+def mean_length(ids: list[np.ndarray]) -> float:
+    """Frames in which a track was seen, a mean over those of two frames or more; nan without any."""
+    _, counts = np.unique(np.concatenate(ids), return_counts=True) if ids else (None, np.zeros(0))
+    return float(counts[counts > 1].mean()) if (counts > 1).any() else math.nan
 
 
 def median(values: list[Any]) -> float:
@@ -107,6 +118,7 @@ def table(report: dict[str, Any]) -> str:
         ("processed", f"{report['frames_processed']} at {_text(report['rate_out_hz'], 1)} Hz"),
         ("dropped", f"{report['dropped']}" + (f" ({causes})" if causes else "")),
         ("keypoints", f"{_text(report['keypoints_median'])} (median)"),
+        ("track length", f"{_text(report['track_length_mean'], 1)} frames (mean, from two on)"),
         ("matches", f"{_text(report['matches_median'])} (median)"),
         ("inlier ratio", f"{_text(report['inlier_ratio_median'], 3)} (median)"),
     ]
@@ -219,13 +231,14 @@ def demo(
     weights: str = typer.Option("", help="Weights file; empty = the shipped ones."),
     device: str = typer.Option("cpu", help=DEVICE_HELP),
     engine: str = typer.Option("auto", help=ENGINE_HELP),
+    tracker: str = typer.Option("hybrid", help=f"One of {', '.join(TRACKERS)}."),
     max_keypoints: int = typer.Option(1024, min=1, help="Largest number of keypoints per frame."),
     timeout: float = typer.Option(120.0, min=1, help="Seconds until the node must have answered a first image."),
 ) -> None:
     """Play a bag to the node over ROS, print how it did, and draw the tracks."""
     interrupt_on_signals()
     prepare_environment()
-    parameters = {"model": model, "weights": weights, "device": device, "engine": engine,
+    parameters = {"model": model, "weights": weights, "device": device, "engine": engine, "tracker": tracker,
                   "max_keypoints": max_keypoints, "overlay_tail": OVERLAY_TAIL}  # fmt: skip
     with errors_in_one_line("demo"):
         recording = Recording(bag, image_topic, camera_info_topic)

@@ -159,7 +159,8 @@ def test_only_the_first_seconds_are_played():
 def test_a_report_without_numbers_is_valid_json_and_a_table():
     latency = {"total": {"p50": math.nan, "p99": None}}
     report = {key: None for key in ("model", "device", "engine", "rate_in_hz", "rate_out_hz", "keypoints_median",
-              "matches_median", "inlier_ratio_median", "frames_in", "frames_processed")}  # fmt: skip
+              "matches_median", "track_length_mean", "inlier_ratio_median", "frames_in",
+              "frames_processed")}  # fmt: skip
     report |= {"dropped": 3, "dropped_by_cause": {"encoding": 3, "transport": 0}, "latency_ms": latency}
     text = table(report)
     assert "3 (3 encoding)" in text and "transport" not in text
