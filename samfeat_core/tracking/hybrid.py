@@ -41,8 +41,8 @@ LEAST_CORRELATION = 0.5  # with the reference patch, of a point that was found
 REPAIR_CORRELATION = 0.5  # of a keypoint that takes the place of a point that flow has lost
 RENEW_CORRELATION = 0.8  # below it a confirmed point gets a new reference: its view has changed
 KEYFRAME_BACK, KEYFRAME_EVERY = 8, 4  # how far back, and how often, tracks are checked over several frames
-RECALL_EVERY = 2  # frames: how often lost tracks are looked for by their patch alone, in frames without that check
 KEYFRAME_PX = 1.5  # times the inlier threshold, there
+RECALL_EVERY = 2  # frames: how often lost tracks are looked for by their patch alone, in frames without that check
 
 
 @dataclass(eq=False)
@@ -259,7 +259,7 @@ class HybridTracker(Tracker):
         good = apart < REACH_PX + REACH * moved
         if frame is not None and self._image is not None:
             self._anchor(tracks, rows, self._image)
-            there, _, trust = self._patches.align(frame.values, points, tracks.slots[rows], iterations=3)
+            _, _, trust = self._patches.align(frame.values, points, tracks.slots[rows], iterations=3)
             good &= trust > REPAIR_CORRELATION
             found.trust[rows] = trust
         rows, keypoint = rows[good], keypoint[good]
