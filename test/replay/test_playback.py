@@ -85,6 +85,7 @@ def test_a_domain_in_use_is_not_taken(monkeypatch):
 
 def test_what_the_user_set_stays(monkeypatch):
     assert transport_profile().name == "fastdds_shm.xml"
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # later tests start nodes in the real one
     for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "ROS_DISTRO"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
@@ -97,7 +98,6 @@ def test_what_the_user_set_stays(monkeypatch):
     monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
     prepare_environment()
     assert os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
-    monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE")
 
 
 def test_one_image_in_flight_loses_none(bag, weights):

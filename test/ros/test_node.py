@@ -483,25 +483,25 @@ def test_new_resolutions_are_taken(rig, tracked):
 def test_frames_of_a_known_size_go_on_while_an_engine_is_built(rig, tracked):
     camera, got, _ = tracked
     node = rig.spinners[-1].node
-    other = grey(cv2.resize(camera.image, (320, 256)))
+    other = grey(cv2.resize(camera.image, (288, 224)))
     for count in (1, 2):
         camera.send(other)
         rig.wait(lambda count=count: node.statistics.dropped["no_engine"] == count)
-    assert not rig.lines(INFO, "for images of 320x256")  # a size seen twice is not built
+    assert not rig.lines(INFO, "for images of 288x224")  # a size seen twice is not built
     arrivals = []
 
     def built() -> bool:
         camera.frame(got)
         arrivals.append(time.monotonic())
         time.sleep(0.03)
-        return not node._pipeline.extractor.lacks_engine(320, 256)
+        return not node._pipeline.extractor.lacks_engine(288, 224)
 
     camera.send(other)
-    rig.wait(lambda: rig.lines(INFO, "building the engine for images of 320x256"))
+    rig.wait(lambda: rig.lines(INFO, "building the engine for images of 288x224"))
     rig.wait(built)
     assert len(arrivals) > 10
-    assert len(rig.lines(INFO, "320x256")) == 1
-    camera.frame(got, grey(cv2.resize(camera.image, (320, 256))))
+    assert len(rig.lines(INFO, "288x224")) == 1
+    camera.frame(got, grey(cv2.resize(camera.image, (288, 224))))
 
 
 # ---- services, parameters, mask ----
