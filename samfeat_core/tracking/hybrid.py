@@ -26,7 +26,7 @@ from samfeat_core.features import Features, Matches
 from samfeat_core.matching import match_mutual
 from samfeat_core.tracking.base import DETECTED, FOLLOWED, RECOVERED, Tracker
 from samfeat_core.tracking.flow import follow, returns, same_brightness
-from samfeat_core.tracking.memory import LEAST_NEIGHBOURS, REACH, REACH_PX, History, Memory
+from samfeat_core.tracking.memory import LEAST_NEIGHBOURS, REACH_PX, History, Memory, near_expected
 from samfeat_core.tracking.motion import allowed, far_from, inside, interpolate_motion, nearest_within, spread_evenly
 from samfeat_core.tracking.patches import ReferencePatches
 from samfeat_core.tracking.table import TrackTable
@@ -254,9 +254,8 @@ class HybridTracker(Tracker):
             features.matchable[free], tracks.take(lost).matchable, self.min_similarity, self.ratio
         )
         keypoint, rows = free[keypoint], lost[rows]
-        points, expected = features.keypoints[keypoint], found.expected[rows]
-        apart, moved = (np.linalg.norm(part - expected, axis=1) for part in (points, tracks.points[rows]))
-        good = apart < REACH_PX + REACH * moved
+        points = features.keypoints[keypoint]
+        good = near_expected(points, found.expected[rows], tracks.points[rows])
         if frame is not None and self._image is not None:
             self._anchor(tracks, rows, self._image)
             _, _, trust = self._patches.align(frame.values, points, tracks.slots[rows], iterations=3)

@@ -22,6 +22,12 @@ SUPPORT = 200  # visible tracks that say what the motion was
 History = dict[int, tuple[np.ndarray, np.ndarray]]  # frame number -> ids (N,) and points (N, 2) of its tracks
 
 
+def near_expected(points: np.ndarray, expected: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """(N,) bool: points (N, 2) may be those that are expected at (N, 2) and were last seen at (N, 2); NaN may not."""
+    apart, moved = (np.linalg.norm(part - expected, axis=1) for part in (points, last))
+    return np.asarray(apart < REACH_PX + REACH * moved)
+
+
 class Memory:
     """Lost tracks.
 
@@ -128,8 +134,7 @@ class Memory:
         """
         last, seen = self.tracks.points[rows], self.tracks.seen[rows]
         expected = self._expected[rows]
-        apart, moved = (np.linalg.norm(part - expected, axis=1) for part in (points, last))
-        near = np.isnan(apart) | (apart < REACH_PX + REACH * moved)
+        near = np.isnan(expected[:, 0]) | near_expected(points, expected, last)
         good = np.zeros(len(rows), bool)
         numbers, counts = np.unique(seen[near], return_counts=True)
         for number in numbers[np.argsort(-counts, kind="stable")][:GROUPS]:
