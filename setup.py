@@ -35,7 +35,7 @@ setup(
     ],
     python_requires=">=3.10",
     # ROS brings OpenCV (rosdep); torch or openvino is chosen per robot: docs/robot.md.
-    install_requires=["setuptools", "numpy>=1.21", "simplejpeg>=1.7"],
+    install_requires=["setuptools", "numpy>=1.21", "numba>=0.55", "simplejpeg>=1.7"],
     extras_require={
         # torch builds the engine from the weights; later starts do without it
         "openvino": ["openvino>=2024.0", "torch>=2.1", "safetensors"],

@@ -25,18 +25,18 @@ from samfeat_core.camera import Camera
 from samfeat_core.features import Features, Matches
 from samfeat_core.matching import match_mutual
 from samfeat_core.tracking.base import DETECTED, FOLLOWED, RECOVERED, Tracker
-from samfeat_core.tracking.flow import follow, returns, same_brightness
+from samfeat_core.tracking.flow import NARROW, follow, halved, same_brightness
 from samfeat_core.tracking.memory import LEAST_NEIGHBOURS, REACH_PX, History, Memory, near_expected
 from samfeat_core.tracking.motion import allowed, far_from, inside, interpolate_motion, nearest_within, spread_evenly
 from samfeat_core.tracking.patches import ReferencePatches
 from samfeat_core.tracking.table import TrackTable
 from samfeat_core.two_view import epipolar_inliers
 
-SCOUTS = 256  # tracks whose matches predict the motion of all
+SCOUTS = 192  # tracks whose matches predict the motion of all
 SCOUT_SPREAD = 4.0  # times the median, by which the motion of one may differ from its neighbours'
 CONFIRM_PX = 1.0  # a keypoint this near to a followed point is the same point
 POLISH_PX = 1.0  # a patch may move a point this far from where flow left it
-RETURN_PX = 1.0  # flow back to the last frame must end this near
+RETURN_PX = 2.0  # flow back to the last frame must end this near
 LEAST_CORRELATION = 0.5  # with the reference patch, of a point that was found
 REPAIR_CORRELATION = 0.5  # of a keypoint that takes the place of a point that flow has lost
 RENEW_CORRELATION = 0.8  # below it a confirmed point gets a new reference: its view has changed
@@ -47,10 +47,10 @@ RECALL_EVERY = 2  # frames: how often lost tracks are looked for by their patch 
 
 @dataclass(eq=False)
 class _Image:
-    """A frame as the tracker sees it: grey (H, W) uint8, and the same as float32."""
+    """A frame as the tracker sees it: grey (H, W) uint8, and the same at half the size."""
 
     grey: np.ndarray
-    values: np.ndarray
+    half: np.ndarray
 
     @property
     def size(self) -> tuple[int, int]:
@@ -61,8 +61,9 @@ class _Image:
     def of(image: np.ndarray | None) -> _Image | None:
         if image is None:
             return None
-        grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        return _Image(grey, grey.astype(np.float32))
+        # A copy: the next frame looks back at it, and the caller may use its buffer again.
+        grey = np.array(image, order="C") if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        return _Image(grey, halved(grey))
 
 
 @dataclass(eq=False)
@@ -218,27 +219,35 @@ class HybridTracker(Tracker):
         last = self._image
         if frame is None or last is None or not len(tracks):
             return found
-        before = same_brightness(last.grey, frame.grey)
-        found.points, seen = follow(before, frame.grey, tracks.points, start)
-        rows = np.flatnonzero(seen)
+        before = same_brightness(last.half, frame.half)
+        found.points, seen = follow(before, frame.half, tracks.points, found.expected)
+        rows = np.flatnonzero(seen & inside(found.points, frame.size))
         self._anchor(tracks, rows, last)
-        points, warps, trust = self._patches.align(frame.values, found.points[rows], tracks.slots[rows])
+        points, warps, trust = self._patches.align(frame.grey, found.points[rows], tracks.slots[rows])
         near = np.linalg.norm(points - found.points[rows], axis=1) < POLISH_PX
         good = near & (trust > LEAST_CORRELATION) & inside(points, frame.size)
         self._patches.warps[tracks.slots[rows[good]]] = warps[good]
         found.points[rows[good]], found.trust[rows] = points[good], trust
-        found.aligned[rows[good]] = found.alive[rows[good]] = True
-        doubtful = rows[~good]
-        came_back = returns(before, frame.grey, tracks.points[doubtful], found.points[doubtful], RETURN_PX)
-        found.alive[doubtful[came_back]] = True
+        found.aligned[rows[good]] = True
+        found.alive[rows[good]] = True
+        self._doubt(found, rows[~good], tracks, before, frame)
         return found
+
+    @staticmethod
+    def _doubt(found: _Found, rows: np.ndarray, tracks: TrackTable, before: np.ndarray, frame: _Image) -> None:
+        """Flow there and back, through a narrow window, decides about these rows, which their patches do not know."""
+        last = tracks.points[rows]
+        there, seen = follow(before, frame.half, last, found.points[rows], NARROW)
+        back, seen_back = follow(frame.half, before, there, last, NARROW)
+        good = seen & seen_back & (np.linalg.norm(back - last, axis=1) < RETURN_PX) & inside(there, frame.size)
+        found.points[rows[good]], found.alive[rows[good]] = there[good], True
 
     def _anchor(self, tracks: TrackTable, rows: np.ndarray, image: _Image | None) -> None:
         """Reference patches for those rows that have none, from the image that their points are of."""
         rows = rows[tracks.slots[rows] < 0]
         if image is not None and len(rows):
             tracks.slots[rows] = self._patches.allocate(len(rows))
-            self._patches.anchor(image.values, tracks.points[rows], tracks.slots[rows])
+            self._patches.anchor(image.grey, tracks.points[rows], tracks.slots[rows])
 
     @staticmethod
     def _confirm(found: _Found, features: Features) -> None:
@@ -258,7 +267,7 @@ class HybridTracker(Tracker):
         good = near_expected(points, found.expected[rows], tracks.points[rows])
         if frame is not None and self._image is not None:
             self._anchor(tracks, rows, self._image)
-            _, _, trust = self._patches.align(frame.values, points, tracks.slots[rows], iterations=3)
+            _, _, trust = self._patches.align(frame.grey, points, tracks.slots[rows])
             good &= trust > REPAIR_CORRELATION
             found.trust[rows] = trust
         rows, keypoint = rows[good], keypoint[good]
@@ -285,7 +294,7 @@ class HybridTracker(Tracker):
         _describe(tracks, np.flatnonzero(detected), features, keypoint[detected])
         outdated = (~aligned | (detected & (tracks.trust < RENEW_CORRELATION))) & (tracks.slots >= 0)
         if frame is not None:
-            self._patches.anchor(frame.values, tracks.points[outdated], tracks.slots[outdated])
+            self._patches.anchor(frame.grey, tracks.points[outdated], tracks.slots[outdated])
         return tracks
 
     def _remember(self, lost: Memory, tracks: TrackTable, ended: np.ndarray) -> None:
@@ -314,7 +323,7 @@ class HybridTracker(Tracker):
         by_patch = self._number % RECALL_EVERY == 0 or len(going) < self.max_points / 2
         free, most = np.flatnonzero(~taken), self.max_points - len(going)
         back, keypoint = lost.find(
-            self._number, features, free, frame.values, going, self._history, camera, self.threshold_px,
+            self._number, features, free, frame.grey, going, self._history, camera, self.threshold_px,
             self.spacing, mask, most, by_patch,
         )  # fmt: skip
         detected = keypoint >= 0

@@ -16,7 +16,7 @@ LEAST_NEIGHBOURS = 8  # whose motion predicts that of others
 LEAST_CORRELATION = 0.8  # with the reference patch, of a track that is taken back
 PATCH_REACH_PX = 2.0  # a patch may move a track this far from where it is expected
 REACH_PX, REACH = 10.0, 0.5  # a keypoint may be this far from there: pixels, and a share of the expected motion
-GROUPS = 2  # frames whose lost tracks are checked at a time: each takes a millisecond
+GROUPS = 1  # frames whose lost tracks are checked at a time: each takes a millisecond
 SUPPORT = 200  # visible tracks that say what the motion was
 
 History = dict[int, tuple[np.ndarray, np.ndarray]]  # frame number -> ids (N,) and points (N, 2) of its tracks
@@ -62,7 +62,7 @@ class Memory:
         number: int,
         features: Features,
         free: np.ndarray,
-        values: np.ndarray,
+        grey: np.ndarray,
         visible: TrackTable,
         history: History,
         camera: Camera | None,
@@ -79,7 +79,7 @@ class Memory:
 
         Args:
             free: (F,) rows of `features` that belong to no track.
-            values: (H, W) float32, the grey image.
+            grey: (H, W) uint8, the image.
             visible: the tracks that went on.
             history: of the frames before.
             threshold_px: epipolar inlier threshold.
@@ -98,13 +98,13 @@ class Memory:
         good = self._plausible(rows, points, visible, history, camera, threshold_px)
         rows, keypoint = rows[good], keypoint[good]
         last = tracks.points.copy()
-        good = self._align(rows, features.keypoints[keypoint], values)
+        good = self._align(rows, features.keypoints[keypoint], grey, mask)
         rows, keypoint = rows[good], keypoint[good]
         self._expect_like(rows, last, size)
 
         still = waiting[~np.isin(waiting, rows)] if by_patch else waiting[:0]
         taken = np.concatenate([visible.points, tracks.points[rows]])
-        alone = self._find_patches(still, taken, values, spacing, mask, size)
+        alone = self._find_patches(still, taken, grey, spacing, mask, size)
         rows = np.concatenate([rows, alone])[:most]
         keypoint = np.concatenate([keypoint, np.full(len(alone), -1)])[:most]
         tracks.seen[rows], tracks.lengths[rows] = number, tracks.lengths[rows] + 1
@@ -147,14 +147,13 @@ class Memory:
             good[group] = epipolar_inliers(before, now, camera, threshold_px)[: len(group)]
         return good
 
-    def _align(self, rows: np.ndarray, points: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def _align(self, rows: np.ndarray, points: np.ndarray, grey: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """(n,) bool: the patches of these tracks are at these points (n, 2); moves the tracks there."""
         tracks = self.tracks
-        there, warps, trust = self._patches.align(
-            values, points, tracks.slots[rows], iterations=3, reach=PATCH_REACH_PX
-        )
+        there, warps, trust = self._patches.align(grey, points, tracks.slots[rows], reach=PATCH_REACH_PX)
         good = (trust > LEAST_CORRELATION) & (np.abs(there - points).max(axis=1, initial=0) < PATCH_REACH_PX)
-        good &= inside(there, values.shape[::-1])
+        size = grey.shape[1], grey.shape[0]
+        good &= inside(there, size) & allowed(there, mask, size)
         moved = rows[good]
         tracks.points[moved], tracks.trust[moved] = there[good], trust[good]
         self._patches.warps[tracks.slots[moved]] = warps[good]
@@ -177,7 +176,7 @@ class Memory:
         self,
         waiting: np.ndarray,
         taken: np.ndarray,
-        values: np.ndarray,
+        grey: np.ndarray,
         spacing: float,
         mask: np.ndarray | None,
         size: tuple[int, int],
@@ -185,7 +184,7 @@ class Memory:
         """Rows of waiting tracks whose patch is where they are expected, apart from the points (n, 2) taken."""
         rows = waiting[inside(self._expected[waiting], size)]
         expected = self._expected[rows]
-        rows = rows[far_from(expected, taken, spacing, size) & allowed(expected, mask, size)]
-        rows = rows[self._align(rows, self._expected[rows], values)]
+        rows = rows[far_from(expected, taken, spacing, size)]
+        rows = rows[self._align(rows, self._expected[rows], grey, mask)]
         points = self.tracks.points[rows]
         return rows[far_from(points, taken, spacing, size) & first_at_pixel(points, size)]

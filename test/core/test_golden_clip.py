@@ -39,8 +39,8 @@ HYBRID = {
     "inlier ratio": (0.997, 0.003),
     "shared tracks": (375.7, 10),
     "tracks from first to last": (126, 10),
-    "epipolar error, px": (0.046, 0.005),
-    "epipolar error after the gap, px": (0.075, 0.008),
+    "epipolar error, px": (0.052, 0.005),
+    "epipolar error after the gap, px": (0.080, 0.008),
     "rotation error, deg": (0.2, 0.15),
     "direction error, deg": (1.0, 0.8),
 }
