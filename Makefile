@@ -3,6 +3,8 @@
 #   make demo                              the node on a rendered flight through a room; picture in out/demo
 #   make demo BAG=path IMAGE_TOPIC=/topic  the same on a bag of yours
 #   make test                              lint, types, tests
+#   make fuzz N=50000 SEED=1               damaged messages for everything that reads messages
+#   make soak MINUTES=30                   the node, treated badly for a while
 #   make mutants                           are faults in the core seen by its tests? hours; see CONTRIBUTING.md
 #   make setup | lint | test-slow | clean | distclean
 #
@@ -22,7 +24,7 @@ ifneq ($(READY),)
 unexport PYTHONPATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE ROS_DISTRO RMW_IMPLEMENTATION COLCON_PREFIX_PATH
 endif
 
-.PHONY: help setup demo test test-slow mutants lint clean distclean
+.PHONY: help setup demo test test-slow fuzz soak mutants lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -67,6 +69,15 @@ test: lint
 
 test-slow: $(READY)
 	$(PY) -m pytest -q -m "slow or gpu"
+
+N ?= 50000
+SEED ?= 1
+fuzz: $(READY)
+	$(PY) test/fuzz.py -n $(N) --seed $(SEED)
+
+MINUTES ?= 30
+soak: $(READY)
+	$(PY) test/soak.py --minutes $(MINUTES) --seed $(SEED) --output $(OUT)/soak
 
 # MUTANTS="NAME ..." takes some of them; * stands for anything
 mutants: $(READY)

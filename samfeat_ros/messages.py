@@ -224,7 +224,9 @@ def keypoints_from_msg(msg: PointCloud2) -> Keypoints:
 def descriptors_from_msg(msg: PointCloud2) -> np.ndarray:
     """(N, D) float32 descriptors of a `~/descriptors` message. Raises MessageError for any other layout."""
     counts = [field.count for field in msg.fields if field.name == "descriptor"]
-    dim = counts[0] if counts else 0
+    dim = counts[0] if counts else 1
+    if not 0 < 4 * dim <= msg.point_step:
+        raise MessageError(f"PointCloud2 has descriptors of {dim} float32 in points of {msg.point_step} bytes")
     return _rows(msg, np.dtype([("descriptor", "f4", (dim,))]))["descriptor"].reshape(-1, dim).copy()
 
 

@@ -39,13 +39,16 @@ from samfeat_ros.node.builder import EngineBuilder
 from samfeat_ros.node.diagnostics import Statistics, diagnostics_to_msg
 from samfeat_ros.node.outputs import Outputs
 from samfeat_ros.node.parameters import NAMES, ParameterError, Parameters, apply, declare
+from samfeat_ros.node.params_files import unread
 from samfeat_ros.node.pipeline import Pipeline, ProcessedFrame
+from samfeat_ros.node.silence import explain
 from samfeat_ros.node.worker import NewestWorker
 from samfeat_ros.qos import QOS_OVERRIDES, create_with_events, latched, newest, subscription_events
 from samfeat_ros.topics import DIAGNOSTICS, NODE, TRANSPORTS, message_class, transport_topic
 
 REPORT_PERIOD_S = 1.0
 WARN_PERIOD_S = 5.0
+SILENCE_S = 5.0  # without an image, until the log says what the graph looks like
 # An inference ends well within this, and so does a build in a process of its own. Others are not waited for.
 STOP_TIMEOUT_S = 1.0
 
@@ -78,6 +81,7 @@ class SamfeatNode(LifecycleNode):
         self._own_services: list[Any] = []
         self._enabled = True
         self._had_tracks = False
+        self._silence_told = False
         self._warned: dict[str, float] = {}
         # Whoever publishes holds it, so that publishers are not destroyed in between.
         self._publishing = threading.Lock()
@@ -314,6 +318,7 @@ class SamfeatNode(LifecycleNode):
     # ---- reports and log lines ----
 
     def _report(self) -> None:
+        self._tell_silence()
         level, summary, counted = self.statistics.report()
         pipeline = self._pipeline
         if self._worker is None:
@@ -331,6 +336,15 @@ class SamfeatNode(LifecycleNode):
         stamp = self.get_clock().now().to_msg()
         name = f"{self.get_fully_qualified_name().lstrip('/')}: features"
         self._diagnostics.publish(diagnostics_to_msg(stamp, name, level, summary, values, values["device"]))
+
+    def _tell_silence(self) -> None:
+        """Once for each time without images, say what the graph knows about their topic."""
+        silent = self._worker is not None and self.statistics.silence_s() > SILENCE_S
+        if silent and not self._silence_told:
+            topic = self.resolve_topic_name("image")
+            why = explain(self, topic, self.parameters.image_transport)
+            self.get_logger().warning(f"no image on {self._inputs[0].topic_name} for {SILENCE_S:g} s: {why}")
+        self._silence_told = silent
 
     def _warn(self, key: str, text: str) -> None:
         """Warn, at most every few seconds for one key; keys come from fixed lists."""
@@ -412,9 +426,11 @@ def main(args: list[str] | None = None) -> int:
     except RuntimeError as error:  # RCLError
         print(f"samfeat: {one_line(error, 300)}", file=sys.stderr)
         return 2
-    node, code, ended = None, 0, True
+    node, started, code, ended = None, None, 0, True
     try:
         node = SamfeatNode()
+        for line in unread(node, sys.argv if args is None else args):
+            node.get_logger().warning(line)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         if node.parameters.autostart:
@@ -433,9 +449,9 @@ def main(args: list[str] | None = None) -> int:
             raise
     finally:
         if node is not None:
-            ended = node.close()
+            ended = node.close() and (started is None or started.done())
         rclpy.try_shutdown()
-    if not ended:  # building an engine cannot be interrupted, and the robot shall not wait for it
+    if not ended:  # an engine that is built in this process cannot be interrupted, and a robot shall not wait for it
         sys.stderr.flush()
         os._exit(code)
     return code

@@ -182,6 +182,11 @@ def test_foreign_clouds_are_refused():
         messages.descriptors_from_msg(keypoints)
     with pytest.raises(messages.MessageError, match="its fields: none"):
         messages.keypoints_from_msg(PointCloud2())
+    descriptors = messages.descriptors_to_msg(HEADER, features(3))
+    for count in (0, 65, 2**32 - 1):
+        descriptors.fields[0].count = count
+        with pytest.raises(messages.MessageError, match=f"descriptors of {count} float32 in points of 256 bytes"):
+            messages.descriptors_from_msg(descriptors)
     keypoints.data = keypoints.data[:-1]
     with pytest.raises(messages.MessageError, match="95 bytes, expected 3 points of 32"):
         messages.keypoints_from_msg(keypoints)

@@ -18,9 +18,11 @@ from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
 from samfeat_core.tracking import DETECTED, FOLLOWED  # noqa: E402
 from samfeat_ros import messages  # noqa: E402
+from samfeat_ros.node import samfeat_node  # noqa: E402
 from samfeat_ros.node_status import TIMED, values_from_msg  # noqa: E402
 
 INFO, WARN, ERROR = "INFO", "WARN", "ERROR"
+COMPRESSED = "set image_transport to compressed"
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -627,6 +629,45 @@ def test_mask_file(rig, tmp_path):
 
 
 # ---- quality of service ----
+
+
+@pytest.mark.parametrize(
+    ("publishes", "parameters", "said"),
+    [
+        ([], {}, "nobody publishes it, or any images"),
+        ([(Image, "/front/image_raw")], {}, "nobody publishes it; images are on /front/image_raw (Image)"),
+        ([(CompressedImage, "/image/compressed")], {}, f"/image/compressed has CompressedImage: {COMPRESSED}"),
+        ([(CompressedImage, "/image")], {}, f"/image has CompressedImage: {COMPRESSED}"),
+        ([(Image, "/image")], {"image_transport": "compressed"}, "/image has Image: set image_transport to raw"),
+        (
+            [(Image, "/image")],
+            {},
+            "it has the publisher /peer (Image, best effort, volatile); none has sent anything that arrived",
+        ),
+    ],
+)
+def test_no_image_is_a_warning_with_what_the_graph_says(rig, monkeypatch, publishes, parameters, said):
+    monkeypatch.setattr(samfeat_node, "SILENCE_S", 2.0)
+    for kind, topic in publishes:
+        rig.publisher(kind, topic, matched=False)
+    node = rig.node(**parameters)
+    rig.wait(lambda: rig.lines(WARN, "no image on"))
+    topic = "/image/compressed" if parameters else "/image"
+    assert rig.lines(WARN, "no image on") == [f"no image on {topic} for 2 s: {said}"]
+    time.sleep(1.5)
+    assert len(rig.lines(WARN, "no image on")) == 1  # once
+    assert node._silence_told
+
+
+def test_images_that_stop_are_a_warning_each_time(rig, monkeypatch):
+    monkeypatch.setattr(samfeat_node, "SILENCE_S", 1.5)
+    rig.node()
+    camera = Camera(rig)
+    for count in (1, 2):
+        camera.send()
+        time.sleep(1.2)
+        assert len(rig.lines(WARN, "no image on")) == count - 1
+        rig.wait(lambda count=count: len(rig.lines(WARN, "no image on")) == count)
 
 
 def test_publishers_that_offer_too_little_are_named_with_the_remedy(rig):
