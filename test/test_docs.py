@@ -158,8 +158,9 @@ def check_ros2(arguments: Sequence[str]) -> None:
     if verb == "run":
         check_executable(name, rest)
     else:
-        assert (verb, name) == ("launch", "samfeat.launch.py"), f"{verb} {name}"
-        unknown = {argument.partition(":=")[0] for argument in given(rest)} - launch_arguments().keys()
+        assert verb == "launch" and (ROOT / "launch" / name).is_file(), f"{verb} {name}"
+        known = launch_arguments().keys() | launch_arguments(name).keys()
+        unknown = {argument.partition(":=")[0] for argument in given(rest)} - known
         assert not unknown, f"unknown launch arguments {unknown}"
 
 
@@ -200,17 +201,17 @@ def executables() -> dict[str, str]:
 
 
 @cache
-def launch_arguments() -> dict[str, tuple[str | None, str]]:
-    """Default and meaning of the launch file's arguments; None = a default that is computed."""
-    tree = ast.parse((ROOT / "launch" / "samfeat.launch.py").read_text())
+def launch_arguments(file: str = "samfeat.launch.py") -> dict[str, tuple[str | None, str]]:
+    """Default and meaning of a launch file's arguments; None = a default that is computed."""
+    tree = ast.parse((ROOT / "launch" / file).read_text())
     wanted = [
         node
         for node in tree.body
         if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("samfeat_"))
-        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARGUMENTS")
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("ARGUMENTS", "CAMERA"))
     ]
     names: dict[str, Any] = {"SHARE": ROOT, "str": lambda path: None}
-    exec(compile(ast.Module(wanted, []), "samfeat.launch.py", "exec"), names)
+    exec(compile(ast.Module(wanted, []), file, "exec"), names)
     return names["ARGUMENTS"]
 
 
@@ -369,10 +370,11 @@ def test_the_table_of_parameters_is_that_of_the_node():
     assert rows("docs/parameters.md", "## The node") == expected
 
 
-def test_the_table_of_launch_arguments_is_that_of_the_launch_file():
+def test_the_tables_of_launch_arguments_are_those_of_the_launch_files():
     expected = [
         [name, "config/samfeat.yaml" if default is None else text(default), meaning.replace("`", "")]
-        for name, (default, meaning) in launch_arguments().items()
+        for file in ("samfeat.launch.py", "cameras.launch.py")
+        for name, (default, meaning) in launch_arguments(file).items()
     ]
     assert rows("docs/parameters.md", "## Launch arguments") == expected
 

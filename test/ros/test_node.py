@@ -216,6 +216,36 @@ def test_overlay(rig):
     assert (colours > 60).any()  # tracked points are coloured
 
 
+def test_pictures_for_viewers(rig):
+    """The compressed overlay is the overlay; the marker has the keypoints of its stamp."""
+    node = rig.node()
+    camera = Camera(rig)
+    whole, small = rig.output(Image, "overlay"), rig.output(CompressedImage, "overlay/compressed")
+    camera.frame(whole)
+    shape = camera.height, camera.width, 3
+    for _ in range(3):
+        picture = np.frombuffer(camera.frame(whole).data, np.uint8).reshape(shape)
+        rig.wait(lambda: small[-1:] and small[-1].header == whole[-1].header, "the compressed overlay")
+        assert small[-1] == messages.image_to_compressed_msg(small[-1].header, picture)
+        assert len(small[-1].data) < picture.size / 3
+    assert "annotations" not in node._outputs.wanted()
+
+
+def test_annotations_are_the_keypoints(rig):
+    markers = pytest.importorskip("visualization_msgs.msg")
+    rig.node()
+    camera = Camera(rig)
+    keypoints, got = rig.output(PointCloud2, "keypoints"), rig.output(markers.ImageMarker, "annotations")
+    for _ in range(3):
+        marker = camera.frame(got)
+        rig.wait(lambda: keypoints[-1:] and keypoints[-1].header == got[-1].header, "the keypoints")
+        rows = messages.keypoints_from_msg(keypoints[-1])
+        points = np.array([(point.x, point.y) for point in marker.points])
+        np.testing.assert_allclose(points, rows.points + 0.5, atol=1e-5)
+        coloured = np.array([len({c.r, c.g, c.b}) > 1 for c in marker.outline_colors])
+        np.testing.assert_array_equal(coloured, rows.lengths > 1)  # grey ones are new
+
+
 def test_nothing_is_computed_while_nobody_listens(rig):
     node = rig.node()
     camera = Camera(rig)

@@ -11,8 +11,10 @@ pytest.importorskip("rclpy")
 from ros_rig import Camera  # noqa: E402
 from sensor_msgs.msg import PointCloud2  # noqa: E402
 
+from samfeat_ros.topics import OUTPUTS, is_installed  # noqa: E402
+
 ERROR = "ERROR"
-TOPICS = ("keypoints", "descriptors", "matches", "tracks", "restart", "overlay")
+TOPICS = [name for name, output in OUTPUTS.items() if is_installed(output.type)]
 
 
 def published(rig) -> int:
