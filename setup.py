@@ -12,7 +12,7 @@ EXECUTABLES = {
     "evaluate_bag": "replay.evaluate_bag",
     "visual_odometry": "odometry.visual_odometry",
 }
-CONFIGS = ("yaml", "xml", "rviz", "json")
+CONFIGS = ("yaml", "xml", "rviz", "json", "service")
 
 setup(
     name=NAME,

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PATHS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "samfeat_core" / "weights").glob("*.md")),
 ]
@@ -135,8 +136,8 @@ def check_python(arguments: Sequence[str]) -> None:
             argument for argument in arguments[2:] if argument.endswith(".py") and not (ROOT / argument).is_file()
         ]
         assert not missing, f"no file {missing}"
-    elif arguments[1] == "build":
-        check_requirement("build")
+    elif arguments[1] in ("build", "colcon"):
+        check_requirement({"build": "build", "colcon": "colcon-core"}[arguments[1]])
     elif arguments[1] == "samfeat_core.prepare":  # a robot has no typer
         unknown = vars(importlib.import_module(arguments[1]))["parser"]().parse_known_args(given(arguments[2:]))[1]
         assert not unknown, f"unknown options {unknown}"

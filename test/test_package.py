@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import json
 import re
 import runpy
@@ -16,6 +17,7 @@ import yaml
 from samfeat_ros.topics import OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("samfeat_core", "samfeat_ros", "training", "benchmarks")
 # Every rosdep key of these names resolves on Humble, Jazzy and Kilted.
 KEYS = {
     "rclpy", "sensor_msgs", "std_msgs", "std_srvs", "diagnostic_msgs", "lifecycle_msgs", "cv_bridge", "launch",
@@ -104,6 +106,42 @@ def test_every_requirement_is_pinned_once():
     assert len(set(names)) == len(names)
 
 
+def test_the_lock_has_every_requirement_with_hashes():
+    entries = re.split(r"\n(?=[a-z])", (ROOT / "requirements.lock").read_text())[1:]
+    locked = {}
+    for entry in entries:
+        name, version = re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)", entry).groups()
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), name
+        locked[name] = version
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            if line and not line.startswith(("#", "-r ")):
+                name, version = re.sub(r"\[\w+\]", "", line).lower().split("==")
+                assert locked.get(name.replace("_", "-")) == version, f"{line}: make lock"
+    assert len(locked) > 150  # what they need, too
+
+
+def test_nothing_is_unpickled_that_could_run_code():
+    """torch.load reads tensors only, np.load no pickles; the one unpickler of arrays knows what it may call."""
+    for path in [path for folder in ROOMS for path in sorted((ROOT / folder).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            where = f"{path.relative_to(ROOT)}:{node.lineno}"
+            assert name != "torch.load" or options.get("weights_only") == "True", where
+            assert options.get("allow_pickle", "False") == "False", where
+            assert not re.fullmatch(r"(?:pickle|joblib|dill)\.loads?|pickle\.Unpickler", name), where
+
+
+def test_the_service_starts_what_is_there():
+    unit = configparser.RawConfigParser(strict=False)
+    unit.read(ROOT / "config" / "samfeat.service")
+    command = unit["Service"]["ExecStart"]
+    assert "ros2 launch samfeat_ros samfeat.launch.py required:=true" in command
+    assert unit["Service"]["KillSignal"] == "SIGINT"  # ros2 launch passes on nothing else
+
+
 def test_the_robot_gets_no_training(setup_arguments):
     packages = setup_arguments["packages"]
     assert {"samfeat_core", "samfeat_ros"} <= set(packages)
@@ -124,6 +162,7 @@ def test_share_files_are_installed(setup_arguments):
     assert files["share/samfeat_ros"] == ["package.xml"]
     assert set(files["share/samfeat_ros/launch"]) == {"launch/samfeat.launch.py", "launch/cameras.launch.py"}
     configs = {"samfeat.yaml", "fastdds_shm.xml", "fastdds_shm_small.xml", "samfeat.rviz", "foxglove.json"}
+    configs |= {"samfeat.service"}
     assert {f"config/{name}" for name in configs} == set(files["share/samfeat_ros/config"])
     assert "samfeat_ros/rtabmap/samfeat_rtabmap.py" in files["share/samfeat_ros/rtabmap"]
     assert all((ROOT / path).is_file() for paths in files.values() for path in paths)

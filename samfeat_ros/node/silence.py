@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from samfeat_ros.topics import IMAGE_TYPES, TRANSPORTS, short_name, transport_topic
+from samfeat_ros.topics import IMAGE_TYPES, OUTPUTS, TRANSPORTS, short_name, transport_topic
 
 _NAMED = 4  # topics and publishers in one line
+_OVERLAYS = tuple(f"/{name}" for name, output in OUTPUTS.items() if output.type in IMAGE_TYPES)  # no camera's
 
 
 def explain(node: Any, topic: str, transport: str) -> str:
@@ -30,7 +31,7 @@ def explain(node: Any, topic: str, transport: str) -> str:
     published = [
         f"{name} ({short_name(types[0])})"
         for name, types in node.get_topic_names_and_types()
-        if types[0] in IMAGE_TYPES and node.count_publishers(name) and not _is_own(node, name)
+        if types[0] in IMAGE_TYPES and node.count_publishers(name) and not name.endswith(_OVERLAYS)
     ]
     return (
         f"nobody publishes it; images are on {_some(published)}" if published else "nobody publishes it, or any images"
@@ -42,10 +43,6 @@ def _publisher(info: Any) -> str:
     policies = ", ".join(policy.name.lower().replace("_", " ") for policy in (qos.reliability, qos.durability))
     name = f"{info.node_namespace.rstrip('/')}/{info.node_name}"
     return f"the publisher {name} ({short_name(info.topic_type)}, {policies})"
-
-
-def _is_own(node: Any, topic: str) -> bool:
-    return topic.startswith(f"{node.get_fully_qualified_name()}/")
 
 
 def _some(words: list[str]) -> str:

@@ -665,6 +665,7 @@ def test_mask_file(rig, tmp_path):
     ("publishes", "parameters", "said"),
     [
         ([], {}, "nobody publishes it, or any images"),
+        ([(Image, "/front/samfeat/overlay")], {}, "nobody publishes it, or any images"),
         ([(Image, "/front/image_raw")], {}, "nobody publishes it; images are on /front/image_raw (Image)"),
         ([(CompressedImage, "/image/compressed")], {}, f"/image/compressed has CompressedImage: {COMPRESSED}"),
         ([(CompressedImage, "/image")], {}, f"/image has CompressedImage: {COMPRESSED}"),
