@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -33,8 +34,7 @@ def unread(node: Any, arguments: Sequence[str]) -> Iterator[str]:
         yield f"this node has no {_list(map(_with_guess, unknown), 'parameter')}"
     name = node.get_fully_qualified_name()
     for path in [path for option, path in zip(arguments, arguments[1:]) if option == _OPTION]:
-        with open(path, encoding="utf-8") as file:
-            sections = list(_sections(yaml.safe_load(file)))
+        sections = _sections_of(path)
         if sections and not any(_matches(section, name) for section in sections):
             yield f"{path} sets nothing for {name}: it is for the {_list(map(quoted, sections), 'node')}"
 
@@ -47,6 +47,13 @@ def _with_guess(name: str) -> str:
 def _list(words: Iterable[str], noun: str) -> str:
     listed = list(words)
     return f"{noun}{'s' * (len(listed) > 1)} {', '.join(listed)}"
+
+
+def _sections_of(path: str) -> list[str]:
+    """Nothing of a file that only ROS's own parser can read."""
+    with suppress(OSError, ValueError, yaml.YAMLError), open(path, encoding="utf-8") as file:
+        return list(_sections(yaml.safe_load(file)))
+    return []
 
 
 def _sections(tree: Any, name: str = "") -> Iterator[str]:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import cv2
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import (
     InvalidParameterTypeException,
@@ -70,6 +74,8 @@ class SamfeatNode(LifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(NODE, **kwargs)
+        self._configuring: Future | None = None
+        self._configure_apart()
         self.statistics = Statistics()
         self.parameters: Parameters = declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -97,9 +103,30 @@ class SamfeatNode(LifecycleNode):
             and self.trigger_activate() == TransitionCallbackReturn.SUCCESS
         )
 
+    def _configure_apart(self) -> None:
+        """Let requests to configure run in a thread of their own: an engine may have to be built, and parameters and
+        diagnostics shall answer meanwhile."""
+        change_state = self._service_change_state.callback
+
+        async def change(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            if self._configuring is not None and not self._configuring.done():
+                response.success = False  # one transition at a time
+                return response
+            asked = request.transition
+            if asked.label != "configure" and (asked.label or asked.id != Transition.TRANSITION_CONFIGURE):
+                return change_state(request, response)
+            self._configuring = run_apart(lambda: change_state(request, response), self.executor)
+            return await self._configuring
+
+        self._service_change_state.callback = change
+        # A group of its own, so that everything else is served in the meantime.
+        self._service_change_state.callback_group = ReentrantCallbackGroup()
+        self._service_change_state.callback_group.add_entity(self._service_change_state)
+
     def close(self) -> bool:
-        """Release everything and destroy the node; False if the worker is still building an engine."""
+        """Release everything and destroy the node; False if an engine is still built in this process."""
         ended = self._release()
+        ended &= self._configuring is None or self._configuring.done()
         self.destroy_node()
         return ended
 
@@ -396,20 +423,28 @@ def _spin(node: SamfeatNode, executor: SingleThreadedExecutor, until: Future | N
                 time.sleep(0.1)  # no busy loop where the error persists
 
 
-def _start_apart(node: SamfeatNode, executor: SingleThreadedExecutor) -> Future:
-    """`node.start()` in a thread of its own: parameters and diagnostics answer while the first engine is built."""
-    started: Future = Future(executor=executor)
+def run_apart(work: Callable[[], Any], executor: SingleThreadedExecutor) -> Future:
+    """Run in a thread of its own; the executor's future gets the result or the exception."""
+    future: Future = Future(executor=executor)
 
-    def start() -> None:
+    def run() -> None:
         try:
-            started.set_result(node.start())
-        except (KeyboardInterrupt, RuntimeError) as error:  # told to end meanwhile
-            if node.context.ok():
-                node.get_logger().error(f"cannot start: {_describe(error)}")
-            started.set_result(False)
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
 
-    threading.Thread(target=start, name="samfeat-start", daemon=True).start()
-    return started
+    threading.Thread(target=run, name="samfeat-configure", daemon=True).start()
+    return future
+
+
+def _start(node: SamfeatNode) -> bool:
+    """`node.start()`; False if it failed, or if the node was told to end meanwhile."""
+    try:
+        return node.start()
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if node.context.ok():
+            node.get_logger().error(f"cannot start: {_describe(error)}")
+        return False
 
 
 def main(args: list[str] | None = None) -> int:
@@ -434,7 +469,7 @@ def main(args: list[str] | None = None) -> int:
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         if node.parameters.autostart:
-            started = _start_apart(node, executor)
+            started = run_apart(lambda: _start(node), executor)
             _spin(node, executor, until=started)
             code = int(rclpy.ok() and not started.result())
         if not code:

@@ -213,7 +213,7 @@ def test_what_a_params_file_says_in_vain_is_a_warning(start, tmp_path):
     )
     process = start("--params-file", str(mine), "--params-file", str(others), autostart="false")
     deadline = time.monotonic() + TIMEOUT_S
-    while process.text().count("[WARN]") < 2 and time.monotonic() < deadline:
+    while process.text().count("[samfeat]: ") < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.end(signal.SIGINT)
     lines = [line.split("]: ")[1] for line in process.text().splitlines() if "[samfeat]: " in line]
@@ -221,6 +221,14 @@ def test_what_a_params_file_says_in_vain_is_a_warning(start, tmp_path):
         "this node has no parameters 'max_keypoint' (did you mean max_keypoints?), 'unheard_of'",
         f"{others} sets nothing for /samfeat: it is for the nodes '/front', '/robot/samfeat'",
     ]
+
+
+def test_a_file_that_yaml_cannot_read_names_nobody(tmp_path):
+    from samfeat_ros.node.params_files import _sections_of
+
+    (tmp_path / "odd.yaml").write_text("/**: {ros__parameters: {a: !strange 5}}")
+    (tmp_path / "latin.yaml").write_bytes(b"/**: {ros__parameters: {a: '\xe9'}}")
+    assert [_sections_of(str(tmp_path / name)) for name in ("odd.yaml", "latin.yaml", "none.yaml")] == [[], [], []]
 
 
 @pytest.mark.parametrize(
