@@ -3,6 +3,9 @@
 #   make demo                              the node on a rendered flight through a room; picture in out/demo
 #   make demo BAG=path IMAGE_TOPIC=/topic  the same on a bag of yours
 #   make test                              lint, types, tests
+#   make fuzz N=50000 SEED=1               damaged messages for everything that reads messages
+#   make soak MINUTES=30                   the node, treated badly for a while
+#   make lock | sbom                       requirements.lock anew; what is installed, as out/sbom.json (CycloneDX)
 #   make mutants                           are faults in the core seen by its tests? hours; see CONTRIBUTING.md
 #   make setup | lint | test-slow | clean | distclean
 #
@@ -22,7 +25,7 @@ ifneq ($(READY),)
 unexport PYTHONPATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE ROS_DISTRO RMW_IMPLEMENTATION COLCON_PREFIX_PATH
 endif
 
-.PHONY: help setup demo test test-slow mutants lint clean distclean
+.PHONY: help setup demo test test-slow fuzz soak lock sbom mutants lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,9 +40,9 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 # the stamp is written last: a set-up that was cut off is done again
-$(READY): requirements.txt requirements-dev.txt setup.py | $(PY)
+$(READY): requirements.lock setup.py | $(PY)
 	@echo "setting up $(VENV); the first time downloads a few gigabytes"
-	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --require-hashes --no-deps -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -67,6 +70,25 @@ test: lint
 
 test-slow: $(READY)
 	$(PY) -m pytest -q -m "slow or gpu"
+
+# every package with its hashes, for Linux on x86_64; Python 3.12 takes the same versions. After a change of requirements
+lock: $(PY)
+	$(PY) -m uv pip compile --quiet --no-config --default-index https://pypi.org/simple --generate-hashes \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
+		$(LOCK_ARGS) requirements-dev.txt --output-file requirements.lock
+
+sbom: $(READY)
+	@mkdir -p $(OUT)
+	$(PY) -m cyclonedx_py environment --output-reproducible --output-file $(OUT)/sbom.json $(PY)
+
+N ?= 50000
+SEED ?= 1
+fuzz: $(READY)
+	$(PY) test/fuzz.py -n $(N) --seed $(SEED)
+
+MINUTES ?= 30
+soak: $(READY)
+	$(PY) test/soak.py --minutes $(MINUTES) --seed $(SEED) --output $(OUT)/soak
 
 # MUTANTS="NAME ..." takes some of them; * stands for anything
 mutants: $(READY)

@@ -12,6 +12,7 @@ EXECUTABLES = {
     "evaluate_bag": "replay.evaluate_bag",
     "visual_odometry": "odometry.visual_odometry",
 }
+CONFIGS = ("yaml", "xml", "rviz", "json", "service")
 
 setup(
     name=NAME,
@@ -30,7 +31,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
-        (f"share/{NAME}/config", [*glob("config/*.yaml"), *glob("config/*.xml")]),
+        (f"share/{NAME}/config", [path for kind in CONFIGS for path in glob(f"config/*.{kind}")]),
         (f"share/{NAME}/rtabmap", glob("samfeat_ros/rtabmap/samfeat_*.py")),
     ],
     python_requires=">=3.10",

@@ -1,6 +1,6 @@
 """Starts the samfeat node: `ros2 launch samfeat_ros samfeat.launch.py image_topic:=/camera/image_raw`.
 
-An argument that is left empty leaves the parameter to `params_file`.
+An argument that is left empty leaves the parameter to `params_file`. cameras.launch.py takes several cameras.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from launch_ros.parameter_descriptions import ParameterFile
 
 from samfeat_core.engines import DEVICES, ENGINES
 from samfeat_core.models import MODELS, model_names
-from samfeat_ros.environment import PROFILE, PROFILE_VARIABLES, profile_variable
+from samfeat_ros.environment import PROFILE_VARIABLES, profile_name, profile_variable
 from samfeat_ros.topics import NODE, TRANSPORTS
 
 SHARE = Path(get_package_share_directory("samfeat_ros"))
@@ -108,7 +108,7 @@ def shared_memory_profile(context):
     """The variable of this node that gives it enough shared memory for large messages; none if the user has set one."""
     if any(name in context.environment for name in PROFILE_VARIABLES):
         return {}
-    return {profile_variable(): str(SHARE / "config" / PROFILE)}
+    return {profile_variable(): str(SHARE / "config" / profile_name())}
 
 
 def generate_launch_description():

@@ -78,7 +78,8 @@ class Camera:
         pixels = np.ascontiguousarray(points, dtype=np.float64).reshape(-1, 2)
         if not np.any(self.distortion) and self.model != "equidistant":
             homogeneous = np.column_stack([pixels, np.ones(len(pixels))])
-            rays = (homogeneous @ np.linalg.inv(self.matrix).T)[:, :2]
+            with np.errstate(over="ignore", invalid="ignore"):  # of numbers that are no lens's
+                rays = (homogeneous @ np.linalg.inv(self.matrix).T)[:, :2]
             return np.where((np.abs(rays) < _MAX_NORMALIZED).all(axis=1)[:, None], rays, np.nan)
         if not len(pixels):
             return pixels
@@ -87,7 +88,7 @@ class Camera:
         rays = self._undistort(np.where(finite[:, None], pixels, self.matrix[:2, 2]))
         usable = finite & (np.abs(rays) < _MAX_NORMALIZED).all(axis=1)
         rays = np.where(usable[:, None], rays, 0.0)
-        with np.errstate(over="ignore", invalid="ignore"):  # of coefficients that are finite, and no lens's
+        with np.errstate(over="ignore", invalid="ignore"):  # as above
             usable &= np.linalg.norm(self.project(rays) - pixels, axis=1) < _ROUND_TRIP_PX
         return np.where(usable[:, None], rays, np.nan)
 

@@ -1,24 +1,30 @@
 """Weights files: safetensors, and the .pth files that the authors of the networks wrote with torch.save.
 
-Only tensors are ever read: a .pth file cannot run code here. Every failure is one `WeightsError` line that names the
-file.
+Only tensors and plain values are ever read: a .pth file cannot run code here. Every failure is one `WeightsError` line
+that names the file.
 """
 
 from __future__ import annotations
 
+import pickletools
+import re
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from samfeat_core.errors import WeightsError
+from samfeat_core.errors import WeightsError, one_line
 from samfeat_core.models import find_class
 
 # What trainers wrap a state_dict into, and what parallel or compiled modules put before each name.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.")
+_DAMAGED = "damaged, or not a safetensors or .pth weights file"
 _NAMED = 3  # tensors named in an error line before "..."
 
 
@@ -102,12 +108,49 @@ def _read(path: Path) -> dict[str, Tensor]:
         head = file.read(9)
     if not head:
         raise WeightsError(f"{path}: the weights file is empty")
-    try:
-        content = load_file(path) if head[8:] == b"{" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries leak many types for damaged files
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise WeightsError(f"{path}: damaged, or not a safetensors or .pth weights file ({reason})") from error
+    content = _load_safetensors(path) if head[8:] == b"{" else load_pth(path)
     return {_plain(name): tensor for name, tensor in _unwrap(content).items() if isinstance(tensor, Tensor)}
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # the library leaks many types for damaged files
+        raise WeightsError(f"{path}: {_DAMAGED} ({_reason(error)})") from error
+
+
+def load_pth(path: Path) -> Any:
+    """What torch.save wrote into a file, on the CPU: tensors and plain values, never anything that runs code.
+
+    Raises:
+        WeightsError: the file is damaged, or asks for more than that; then the line says for what.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol: an error follows anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # as above
+        if code := _code_wanted(path, str(error)):
+            raise WeightsError(f"{path}: refused, it wants to run code ({code}); only tensors are read") from error
+        raise WeightsError(f"{path}: {_DAMAGED} ({_reason(error)})") from error
+
+
+def _code_wanted(path: Path, refusal: str) -> str:
+    """The function or class for which torch.load refused a pickle, "" where it was damaged."""
+    if found := re.search(r"GLOBAL (\S+)", refusal):
+        return one_line(found[1], 80)
+    strings: list[str] = []
+    with suppress(Exception), path.open("rb") as file:  # a pickle that torch did not write; read, not run
+        for operation, argument, _ in pickletools.genops(file):
+            if operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                return one_line(".".join(str(argument).split() if argument else strings[-2:]), 80)
+            if isinstance(argument, str):
+                strings.append(argument)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    return one_line(str(error).strip().split("\n")[0], 160) or type(error).__name__
 
 
 def _unwrap(content: object) -> Mapping[str, object]:

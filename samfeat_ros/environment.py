@@ -9,7 +9,10 @@ from pathlib import Path
 
 # Each names the profile file of Fast DDS: the first for Kilted, the second for Jazzy and Humble.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-PROFILE = "fastdds_shm.xml"  # in config/
+# In config/: 64 MiB for every process, and 8 MiB where /dev/shm is too small for a few of those.
+PROFILE, SMALL_PROFILE = "fastdds_shm.xml", "fastdds_shm_small.xml"
+SHARED_MEMORY = "/dev/shm"
+_ROOM = 256 * 2**20
 
 
 def prepare_environment() -> None:
@@ -28,11 +31,21 @@ def prepare_environment() -> None:
 
 
 def transport_profile() -> Path | None:
-    """`config/fastdds_shm.xml` in the checkout or in the installed share folder, None where neither is there."""
+    """The profile for this machine, in the checkout or in the installed share folder; None where neither has it."""
+    name = profile_name()
     prefixes = [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
     folders = [Path(__file__).resolve().parents[1] / "config"]
     folders += [prefix / "share" / "samfeat_ros" / "config" for prefix in [*prefixes, Path(sys.prefix)]]
-    return next((folder / PROFILE for folder in folders if (folder / PROFILE).is_file()), None)
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def profile_name() -> str:
+    """The profile for the size of this machine's shared memory; containers have 64 MB unless told otherwise."""
+    try:
+        room = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return PROFILE
+    return PROFILE if room.f_blocks * room.f_frsize >= _ROOM else SMALL_PROFILE
 
 
 def profile_variable() -> str:

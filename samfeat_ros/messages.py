@@ -8,6 +8,7 @@ The `*_to_msg` functions are what the node publishes; the `*_from_msg` functions
 - `~/matches`, one row per match: x, y, x_prev, y_prev, similarity: float32; index, index_prev, id: uint32;
   inlier: uint8; stamp_prev_sec, stamp_prev_nanosec, length: uint32; source: uint8, as those of the keypoint.
 - `~/tracks`, one row per tracked keypoint: sensor_msgs/PointCloud as VINS-Fusion (9 channels) or VINS-Mono (5) reads.
+- `~/annotations`: one visualization_msgs/ImageMarker of type POINTS, a point for each row of `~/keypoints`.
 
 A descriptor row is the unit descriptor times its attention weight (`Features.matchable`): the dot product of two rows
 is the similarity that the node matches by, the norm of a row is the weight, and normalising gives the unit row back.
@@ -20,11 +21,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Point32
-from sensor_msgs.msg import ChannelFloat32, Image, PointCloud, PointCloud2, PointField
-from std_msgs.msg import Header
+from geometry_msgs.msg import Point, Point32
+from sensor_msgs.msg import ChannelFloat32, CompressedImage, Image, PointCloud, PointCloud2, PointField
+from std_msgs.msg import ColorRGBA, Header
 
 from samfeat_core.camera import Camera
 from samfeat_core.features import Features, Matches
@@ -214,6 +216,39 @@ def image_to_msg(header: Header, image: np.ndarray) -> Image:
     return msg
 
 
+def image_to_compressed_msg(header: Header, image: np.ndarray, quality: int = 85) -> CompressedImage:
+    """(H, W, 3) BGR uint8 to a JPEG, named as image_transport names it."""
+    data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+    msg = CompressedImage(header=header, format="bgr8; jpeg compressed bgr8")
+    msg.data.frombytes(data.tobytes())
+    return msg
+
+
+def points_to_image_marker(header: Header, points: np.ndarray, colors: np.ndarray) -> Any:
+    """Points that a viewer draws on the image of the same stamp.
+
+    Args:
+        points: (N, 2) pixels, the centre of the top-left pixel at (0, 0). In the message its corner is, as viewers
+            have it.
+        colors: (N, 3) BGR uint8.
+
+    Returns:
+        visualization_msgs/ImageMarker. Raises ImportError where that package is missing.
+    """
+    from visualization_msgs.msg import ImageMarker
+
+    shades, which = np.unique(colors, axis=0, return_inverse=True)
+    palette = [ColorRGBA(r=r / 255, g=g / 255, b=b / 255, a=1.0) for b, g, r in shades.tolist()]
+    return ImageMarker(
+        header=header,
+        ns="samfeat",
+        type=ImageMarker.POINTS,
+        scale=3.0,
+        points=[Point(x=x, y=y) for x, y in (points.astype(np.float64) + 0.5).tolist()],
+        outline_colors=[palette[index] for index in which.ravel().tolist()],
+    )
+
+
 def keypoints_from_msg(msg: PointCloud2) -> Keypoints:
     """Arrays of a `~/keypoints` message. Raises MessageError for any other layout."""
     rows = _rows(msg, KEYPOINT)
@@ -224,7 +259,9 @@ def keypoints_from_msg(msg: PointCloud2) -> Keypoints:
 def descriptors_from_msg(msg: PointCloud2) -> np.ndarray:
     """(N, D) float32 descriptors of a `~/descriptors` message. Raises MessageError for any other layout."""
     counts = [field.count for field in msg.fields if field.name == "descriptor"]
-    dim = counts[0] if counts else 0
+    dim = counts[0] if counts else 1
+    if not 0 < 4 * dim <= msg.point_step:
+        raise MessageError(f"PointCloud2 has descriptors of {dim} float32 in points of {msg.point_step} bytes")
     return _rows(msg, np.dtype([("descriptor", "f4", (dim,))]))["descriptor"].reshape(-1, dim).copy()
 
 

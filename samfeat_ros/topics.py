@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 NODE = "samfeat"
@@ -28,10 +29,12 @@ class Output:
         type: of its messages.
         every_frame: each processed frame gives one message. Of the others, `~/restart` tells about some frames only,
             and `~/tracks` needs CameraInfo.
+        optional: the topic is there only where the package of its type is installed.
     """
 
     type: str
     every_frame: bool = True
+    optional: bool = False
 
 
 # Topics that the node subscribes to, with the types that it takes.
@@ -44,6 +47,8 @@ OUTPUTS = {
     "matches": Output("sensor_msgs/msg/PointCloud2"),
     "tracks": Output("sensor_msgs/msg/PointCloud", every_frame=False),
     "overlay": Output(IMAGE),
+    "overlay/compressed": Output(COMPRESSED_IMAGE),
+    "annotations": Output("visualization_msgs/msg/ImageMarker", optional=True),
 }
 DIAGNOSTICS = "/diagnostics"
 DIAGNOSTICS_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
@@ -53,6 +58,11 @@ def message_class(type_name: str) -> Any:
     """The class of a message type such as `sensor_msgs/msg/Image`. Raises ImportError where its package is missing."""
     package, _, name = type_name.split("/")
     return getattr(import_module(f"{package}.msg"), name)
+
+
+def is_installed(type_name: str) -> bool:
+    """Whether the package of a message type is there."""
+    return find_spec(type_name.split("/")[0]) is not None
 
 
 def short_name(type_name: str) -> str:

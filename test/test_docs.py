@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PATHS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "samfeat_core" / "weights").glob("*.md")),
 ]
@@ -135,8 +136,8 @@ def check_python(arguments: Sequence[str]) -> None:
             argument for argument in arguments[2:] if argument.endswith(".py") and not (ROOT / argument).is_file()
         ]
         assert not missing, f"no file {missing}"
-    elif arguments[1] == "build":
-        check_requirement("build")
+    elif arguments[1] in ("build", "colcon"):
+        check_requirement({"build": "build", "colcon": "colcon-core"}[arguments[1]])
     elif arguments[1] == "samfeat_core.prepare":  # a robot has no typer
         unknown = vars(importlib.import_module(arguments[1]))["parser"]().parse_known_args(given(arguments[2:]))[1]
         assert not unknown, f"unknown options {unknown}"
@@ -158,8 +159,9 @@ def check_ros2(arguments: Sequence[str]) -> None:
     if verb == "run":
         check_executable(name, rest)
     else:
-        assert (verb, name) == ("launch", "samfeat.launch.py"), f"{verb} {name}"
-        unknown = {argument.partition(":=")[0] for argument in given(rest)} - launch_arguments().keys()
+        assert verb == "launch" and (ROOT / "launch" / name).is_file(), f"{verb} {name}"
+        known = launch_arguments().keys() | launch_arguments(name).keys()
+        unknown = {argument.partition(":=")[0] for argument in given(rest)} - known
         assert not unknown, f"unknown launch arguments {unknown}"
 
 
@@ -200,17 +202,17 @@ def executables() -> dict[str, str]:
 
 
 @cache
-def launch_arguments() -> dict[str, tuple[str | None, str]]:
-    """Default and meaning of the launch file's arguments; None = a default that is computed."""
-    tree = ast.parse((ROOT / "launch" / "samfeat.launch.py").read_text())
+def launch_arguments(file: str = "samfeat.launch.py") -> dict[str, tuple[str | None, str]]:
+    """Default and meaning of a launch file's arguments; None = a default that is computed."""
+    tree = ast.parse((ROOT / "launch" / file).read_text())
     wanted = [
         node
         for node in tree.body
         if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("samfeat_"))
-        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARGUMENTS")
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("ARGUMENTS", "CAMERA"))
     ]
     names: dict[str, Any] = {"SHARE": ROOT, "str": lambda path: None}
-    exec(compile(ast.Module(wanted, []), "samfeat.launch.py", "exec"), names)
+    exec(compile(ast.Module(wanted, []), file, "exec"), names)
     return names["ARGUMENTS"]
 
 
@@ -369,10 +371,11 @@ def test_the_table_of_parameters_is_that_of_the_node():
     assert rows("docs/parameters.md", "## The node") == expected
 
 
-def test_the_table_of_launch_arguments_is_that_of_the_launch_file():
+def test_the_tables_of_launch_arguments_are_those_of_the_launch_files():
     expected = [
         [name, "config/samfeat.yaml" if default is None else text(default), meaning.replace("`", "")]
-        for name, (default, meaning) in launch_arguments().items()
+        for file in ("samfeat.launch.py", "cameras.launch.py")
+        for name, (default, meaning) in launch_arguments(file).items()
     ]
     assert rows("docs/parameters.md", "## Launch arguments") == expected
 

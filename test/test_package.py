@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import configparser
+import json
 import re
 import runpy
 import sys
@@ -12,7 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from samfeat_ros.topics import OUTPUTS
+
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("samfeat_core", "samfeat_ros", "training", "benchmarks")
 # Every rosdep key of these names resolves on Humble, Jazzy and Kilted.
 KEYS = {
     "rclpy", "sensor_msgs", "std_msgs", "std_srvs", "diagnostic_msgs", "lifecycle_msgs", "cv_bridge", "launch",
@@ -20,8 +25,8 @@ KEYS = {
 }  # fmt: skip
 # Modules that come under another name, by what package.xml or setup.py calls them.
 DISTRIBUTION = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml"}
-# Used where a board has it, never installed by us: NVIDIA's own builds (docs/robot.md).
-WHERE_THERE = {"torch_tensorrt"}
+# Used where it is there, never installed by us: NVIDIA's own builds (docs/robot.md), messages for viewers.
+WHERE_THERE = {"torch_tensorrt", "visualization_msgs"}
 # Declared, but imported by the launch file or the tests, or a second name of what rosdep brings.
 NOT_IMPORTED = {
     "ament_index_python", "launch", "launch_ros", "ros2launch", "pytest", "opencv-python-headless", "PyYAML",
@@ -101,6 +106,42 @@ def test_every_requirement_is_pinned_once():
     assert len(set(names)) == len(names)
 
 
+def test_the_lock_has_every_requirement_with_hashes():
+    entries = re.split(r"\n(?=[a-z])", (ROOT / "requirements.lock").read_text())[1:]
+    locked = {}
+    for entry in entries:
+        name, version = re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)", entry).groups()
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), name
+        locked[name] = version
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            if line and not line.startswith(("#", "-r ")):
+                name, version = re.sub(r"\[\w+\]", "", line).lower().split("==")
+                assert locked.get(name.replace("_", "-")) == version, f"{line}: make lock"
+    assert len(locked) > 150  # what they need, too
+
+
+def test_nothing_is_unpickled_that_could_run_code():
+    """torch.load reads tensors only, np.load no pickles; the one unpickler of arrays knows what it may call."""
+    for path in [path for folder in ROOMS for path in sorted((ROOT / folder).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            where = f"{path.relative_to(ROOT)}:{node.lineno}"
+            assert name != "torch.load" or options.get("weights_only") == "True", where
+            assert options.get("allow_pickle", "False") == "False", where
+            assert not re.fullmatch(r"(?:pickle|joblib|dill)\.loads?|pickle\.Unpickler", name), where
+
+
+def test_the_service_starts_what_is_there():
+    unit = configparser.RawConfigParser(strict=False)
+    unit.read(ROOT / "config" / "samfeat.service")
+    command = unit["Service"]["ExecStart"]
+    assert "ros2 launch samfeat_ros samfeat.launch.py required:=true" in command
+    assert unit["Service"]["KillSignal"] == "SIGINT"  # ros2 launch passes on nothing else
+
+
 def test_the_robot_gets_no_training(setup_arguments):
     packages = setup_arguments["packages"]
     assert {"samfeat_core", "samfeat_ros"} <= set(packages)
@@ -119,8 +160,10 @@ def test_share_files_are_installed(setup_arguments):
     files = dict(setup_arguments["data_files"])
     assert files["share/ament_index/resource_index/packages"] == ["resource/samfeat_ros"]
     assert files["share/samfeat_ros"] == ["package.xml"]
-    assert "launch/samfeat.launch.py" in files["share/samfeat_ros/launch"]
-    assert {"config/samfeat.yaml", "config/fastdds_shm.xml"} <= set(files["share/samfeat_ros/config"])
+    assert set(files["share/samfeat_ros/launch"]) == {"launch/samfeat.launch.py", "launch/cameras.launch.py"}
+    configs = {"samfeat.yaml", "fastdds_shm.xml", "fastdds_shm_small.xml", "samfeat.rviz", "foxglove.json"}
+    configs |= {"samfeat.service"}
+    assert {f"config/{name}" for name in configs} == set(files["share/samfeat_ros/config"])
     assert "samfeat_ros/rtabmap/samfeat_rtabmap.py" in files["share/samfeat_ros/rtabmap"]
     assert all((ROOT / path).is_file() for paths in files.values() for path in paths)
 
@@ -136,12 +179,29 @@ def test_executables(setup_arguments):
     assert setup_arguments["extras_require"]["test"] == ["pytest"]
 
 
-def test_shared_memory_profile():
-    text = re.sub(r' xmlns="[^"]+"', "", (ROOT / "config" / "fastdds_shm.xml").read_text(), count=1)
+def test_layouts_show_topics_that_are_there():
+    """As far as that goes without the viewers: the files are read, and every topic is the node's or the odometry's."""
+    rviz = yaml.safe_load((ROOT / "config" / "samfeat.rviz").read_text())
+    shown = [display["Topic"] for display in rviz["Visualization Manager"]["Displays"] if "Topic" in display]
+    assert {topic["Reliability Policy"] for topic in shown} == {"Reliable"}  # as the node publishes
+    foxglove = json.loads((ROOT / "config" / "foxglove.json").read_text())
+    panels = re.findall(r'"(\w+!\w+)"', json.dumps(foxglove["layout"]))
+    assert sorted(panels) == sorted(foxglove["configById"])
+    topics = {topic["Value"] for topic in shown}
+    topics |= set(re.findall(r'"(/(?:samfeat|visual_odometry)/[\w/]+)"', json.dumps(foxglove)))
+    assert topics - {"/visual_odometry/path", "/visual_odometry/odometry"} <= {f"/samfeat/{name}" for name in OUTPUTS}
+    assert "/samfeat/annotations" in topics and "/samfeat/overlay" in topics
+    odometry = (ROOT / "samfeat_ros" / "odometry" / "visual_odometry.py").read_text()
+    assert '"~/path"' in odometry and '"~/odometry"' in odometry
+
+
+@pytest.mark.parametrize(("name", "mebibytes"), [("fastdds_shm.xml", (64, 16)), ("fastdds_shm_small.xml", (8, 8))])
+def test_shared_memory_profiles(name, mebibytes):
+    text = re.sub(r' xmlns="[^"]+"', "", (ROOT / "config" / name).read_text(), count=1)
     profile = ET.fromstring(text)
     descriptor = next(d for d in profile.iter("transport_descriptor") if d.findtext("type") == "SHM")
-    assert int(descriptor.findtext("segment_size") or 0) >= 64 * 2**20
-    assert int(descriptor.findtext("maxMessageSize") or 0) >= 16 * 2**20
+    sizes = tuple(int(descriptor.findtext(key) or 0) / 2**20 for key in ("segment_size", "maxMessageSize"))
+    assert sizes == mebibytes
     participant = next(profile.iter("participant"))
     assert participant.get("is_default_profile") == "true"
     used = {element.text for element in participant.iter("transport_id")}

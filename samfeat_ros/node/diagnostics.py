@@ -19,7 +19,7 @@ from samfeat_ros.node_status import STAGES, TIMED, dropped_entries, faults, late
 
 # Latencies of the last frames; at 30 Hz a window of half a minute.
 WINDOW = 1024
-# Rates are taken over the last few reports, so that they do not flicker.
+# Rates and refused frames are those of the last few reports, so that they do not flicker.
 RATE_REPORTS = 5
 STALE_AFTER_S = 2.0
 
@@ -41,10 +41,10 @@ class Statistics:
             self.frames_processed = 0
             self.dropped: Counter[str] = Counter()
             self._latencies = {stage: deque[float](maxlen=WINDOW) for stage in TIMED}
+            self._start = self._clock()
             self._last_image: float | None = None
             self._last_frame = {"keypoints": 0, "matches": 0, "inlier_ratio": float("nan")}
-            self._reports: deque[tuple[float, int, int]] = deque([(self._clock(), 0, 0)], maxlen=RATE_REPORTS)
-            self._faults_reported = 0
+            self._reports: deque[tuple[float, int, int, int]] = deque([(self._start, 0, 0, 0)], maxlen=RATE_REPORTS)
 
     def received(self) -> None:
         """Count an image that arrived."""
@@ -66,15 +66,19 @@ class Statistics:
             self._latencies["total"].append(sum(latency_s[stage] for stage in STAGES))
             self._last_frame = {"keypoints": keypoints, "matches": matches, "inlier_ratio": inlier_ratio}
 
+    def silence_s(self) -> float:
+        """Seconds since the last image, or since the counts began."""
+        with self._lock:
+            return self._clock() - (self._start if self._last_image is None else self._last_image)
+
     def report(self) -> tuple[int, str, dict[str, str]]:
         """Level (0 ok, 1 warning, 2 error), one-line summary, and key-value pairs."""
         now = self._clock()
         with self._lock:
-            start, frames_in, frames_out = self._reports[0]
+            start, frames_in, frames_out, faults_then = self._reports[0]
             elapsed = max(now - start, 1e-9)
             age = float("nan") if self._last_image is None else now - self._last_image
-            total_faults = faults(self.dropped)
-            new_faults, self._faults_reported = total_faults - self._faults_reported, total_faults
+            faults_now = faults(self.dropped)
             values: dict[str, Any] = {
                 "frames_in": self.frames_in,
                 "frames_processed": self.frames_processed,
@@ -86,8 +90,8 @@ class Statistics:
                 **self._last_frame,
                 "image_age_s": age,
             }
-            self._reports.append((now, self.frames_in, self.frames_processed))
-        level, summary = _judge(age, new_faults, values)
+            self._reports.append((now, self.frames_in, self.frames_processed, faults_now))
+        level, summary = _judge(age, faults_now - faults_then, elapsed, values)
         return level, summary, {key: _text(value) for key, value in values.items()}
 
     def _latency_entries(self) -> dict[str, float]:
@@ -97,13 +101,13 @@ class Statistics:
         return entries
 
 
-def _judge(age: float, new_faults: int, values: Mapping[str, Any]) -> tuple[int, str]:
+def _judge(age: float, new_faults: int, elapsed: float, values: Mapping[str, Any]) -> tuple[int, str]:
     if np.isnan(age):
         return 1, "no image received yet"
     if age > STALE_AFTER_S:
         return 1, f"no image for {age:.1f} s"
     if new_faults:
-        return 1, f"{new_faults} frames refused since the last report"
+        return 1, f"{new_faults} frames refused in the last {elapsed:.0f} s"
     return 0, f"{values['rate_in_hz']:.1f} Hz in, {values['rate_out_hz']:.1f} Hz out"
 
 

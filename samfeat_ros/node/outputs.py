@@ -6,19 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sensor_msgs.msg import Image, PointCloud, PointCloud2
+from sensor_msgs.msg import CompressedImage, Image, PointCloud, PointCloud2
 from std_msgs.msg import Bool
 
 from samfeat_ros import messages
-from samfeat_ros.node.overlay import Overlay
+from samfeat_ros.node.overlay import Overlay, track_colors
 from samfeat_ros.node.parameters import Parameters
 from samfeat_ros.node.pipeline import ProcessedFrame
 from samfeat_ros.qos import QOS_OVERRIDES, create_with_events, publisher_events, reliable
-from samfeat_ros.topics import OUTPUTS, message_class
+from samfeat_ros.topics import OUTPUTS, is_installed, message_class
 
 
 class Outputs:
-    """Lifecycle publishers of a node for all `samfeat_ros.topics.OUTPUTS`.
+    """Lifecycle publishers of a node for all `samfeat_ros.topics.OUTPUTS` whose types are installed.
 
     Args:
         node: owns the publishers.
@@ -39,6 +39,7 @@ class Outputs:
                 qos_overriding_options=QOS_OVERRIDES,
             )
             for name, output in OUTPUTS.items()
+            if not output.optional or is_installed(output.type)
         }
         self._compose: dict[str, Callable[[ProcessedFrame, Parameters], Any]] = {
             "restart": self._restart,
@@ -47,7 +48,10 @@ class Outputs:
             "matches": self._matches,
             "tracks": self._tracks,
             "overlay": self._overlay,
+            "overlay/compressed": self._overlay_compressed,
+            "annotations": self._annotations,
         }
+        self._drawn: tuple[ProcessedFrame, np.ndarray] | None = None
 
     def destroy(self) -> None:
         """Remove the publishers from the graph."""
@@ -95,11 +99,24 @@ class Outputs:
         return messages.tracks_to_msg(frame.header, ids, rays, points, velocities, parameters.tracks_layout)
 
     def _overlay(self, frame: ProcessedFrame, parameters: Parameters) -> Image:
-        self._drawing.tail = parameters.overlay_tail
-        if frame.matches.restarted:
-            self._drawing.reset()
-        picture = self._drawing.draw(frame.image, frame.features, frame.matches)
-        return messages.image_to_msg(frame.header, picture)
+        return messages.image_to_msg(frame.header, self._picture(frame, parameters))
+
+    def _overlay_compressed(self, frame: ProcessedFrame, parameters: Parameters) -> CompressedImage:
+        return messages.image_to_compressed_msg(frame.header, self._picture(frame, parameters))
+
+    def _annotations(self, frame: ProcessedFrame, parameters: Parameters) -> Any:
+        return messages.points_to_image_marker(
+            frame.header, frame.features.keypoints, track_colors(frame.matches.lengths)
+        )
+
+    def _picture(self, frame: ProcessedFrame, parameters: Parameters) -> np.ndarray:
+        """The overlay of a frame, drawn once for both of its topics."""
+        if self._drawn is None or self._drawn[0] is not frame:
+            self._drawing.tail = parameters.overlay_tail
+            if frame.matches.restarted:
+                self._drawing.reset()
+            self._drawn = frame, self._drawing.draw(frame.image, frame.features, frame.matches)
+        return self._drawn[1]
 
 
 def tracks(frame: ProcessedFrame, min_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

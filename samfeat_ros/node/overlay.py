@@ -8,7 +8,7 @@ import numpy as np
 from samfeat_core.features import Features, Matches
 from samfeat_core.tracking import FOLLOWED, RECOVERED
 
-_NEW = (160, 160, 160)
+_NEW = 160  # grey
 _SUBPIXEL_BITS = 4
 
 
@@ -41,7 +41,7 @@ class Overlay:
         """
         canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
         self._extend(features.keypoints, matches.track_ids)
-        colors = _colors(matches.lengths)
+        colors = [tuple(color) for color in track_colors(matches.lengths).tolist()]
         radius = max(2, round(max(features.image_size) / 400))
         for path, color in zip(self._paths.values(), colors):
             if len(path) > 1:
@@ -67,10 +67,10 @@ def _fixed_point(points: np.ndarray) -> np.ndarray:
     return np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
 
 
-def _colors(lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """BGR per row."""
+def track_colors(lengths: np.ndarray) -> np.ndarray:
+    """(N, 3) BGR uint8 of tracks of these lengths in frames: new ones grey, others from blue (short) to red (long)."""
     if not len(lengths):
-        return []
+        return np.zeros((0, 3), np.uint8)
     scale = np.clip(lengths * 12, 0, 255).astype(np.uint8)
-    table = cv2.applyColorMap(scale[:, None], cv2.COLORMAP_JET)[:, 0].tolist()
-    return [_NEW if length <= 1 else tuple(color) for length, color in zip(lengths.tolist(), table)]
+    table = cv2.applyColorMap(scale[:, None], cv2.COLORMAP_JET)[:, 0]
+    return np.where(lengths[:, None] <= 1, np.uint8(_NEW), table)

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import cv2
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import (
     InvalidParameterTypeException,
@@ -39,13 +43,16 @@ from samfeat_ros.node.builder import EngineBuilder
 from samfeat_ros.node.diagnostics import Statistics, diagnostics_to_msg
 from samfeat_ros.node.outputs import Outputs
 from samfeat_ros.node.parameters import NAMES, ParameterError, Parameters, apply, declare
+from samfeat_ros.node.params_files import unread
 from samfeat_ros.node.pipeline import Pipeline, ProcessedFrame
+from samfeat_ros.node.silence import explain
 from samfeat_ros.node.worker import NewestWorker
 from samfeat_ros.qos import QOS_OVERRIDES, create_with_events, latched, newest, subscription_events
 from samfeat_ros.topics import DIAGNOSTICS, NODE, TRANSPORTS, message_class, transport_topic
 
 REPORT_PERIOD_S = 1.0
 WARN_PERIOD_S = 5.0
+SILENCE_S = 5.0  # without an image, until the log says what the graph looks like
 # An inference ends well within this, and so does a build in a process of its own. Others are not waited for.
 STOP_TIMEOUT_S = 1.0
 
@@ -67,6 +74,8 @@ class SamfeatNode(LifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(NODE, **kwargs)
+        self._configuring: Future | None = None
+        self._configure_apart()
         self.statistics = Statistics()
         self.parameters: Parameters = declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -78,6 +87,7 @@ class SamfeatNode(LifecycleNode):
         self._own_services: list[Any] = []
         self._enabled = True
         self._had_tracks = False
+        self._silence_told = False
         self._warned: dict[str, float] = {}
         # Whoever publishes holds it, so that publishers are not destroyed in between.
         self._publishing = threading.Lock()
@@ -93,9 +103,30 @@ class SamfeatNode(LifecycleNode):
             and self.trigger_activate() == TransitionCallbackReturn.SUCCESS
         )
 
+    def _configure_apart(self) -> None:
+        """Let requests to configure run in a thread of their own: an engine may have to be built, and parameters and
+        diagnostics shall answer meanwhile."""
+        change_state = self._service_change_state.callback
+
+        async def change(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            if self._configuring is not None and not self._configuring.done():
+                response.success = False  # one transition at a time
+                return response
+            asked = request.transition
+            if asked.label != "configure" and (asked.label or asked.id != Transition.TRANSITION_CONFIGURE):
+                return change_state(request, response)
+            self._configuring = run_apart(lambda: change_state(request, response), self.executor)
+            return await self._configuring
+
+        self._service_change_state.callback = change
+        # A group of its own, so that everything else is served in the meantime.
+        self._service_change_state.callback_group = ReentrantCallbackGroup()
+        self._service_change_state.callback_group.add_entity(self._service_change_state)
+
     def close(self) -> bool:
-        """Release everything and destroy the node; False if the worker is still building an engine."""
+        """Release everything and destroy the node; False if an engine is still built in this process."""
         ended = self._release()
+        ended &= self._configuring is None or self._configuring.done()
         self.destroy_node()
         return ended
 
@@ -314,6 +345,7 @@ class SamfeatNode(LifecycleNode):
     # ---- reports and log lines ----
 
     def _report(self) -> None:
+        self._tell_silence()
         level, summary, counted = self.statistics.report()
         pipeline = self._pipeline
         if self._worker is None:
@@ -331,6 +363,15 @@ class SamfeatNode(LifecycleNode):
         stamp = self.get_clock().now().to_msg()
         name = f"{self.get_fully_qualified_name().lstrip('/')}: features"
         self._diagnostics.publish(diagnostics_to_msg(stamp, name, level, summary, values, values["device"]))
+
+    def _tell_silence(self) -> None:
+        """Once for each time without images, say what the graph knows about their topic."""
+        silent = self._worker is not None and self.statistics.silence_s() > SILENCE_S
+        if silent and not self._silence_told:
+            topic = self.resolve_topic_name("image")
+            why = explain(self, topic, self.parameters.image_transport)
+            self.get_logger().warning(f"no image on {self._inputs[0].topic_name} for {SILENCE_S:g} s: {why}")
+        self._silence_told = silent
 
     def _warn(self, key: str, text: str) -> None:
         """Warn, at most every few seconds for one key; keys come from fixed lists."""
@@ -382,20 +423,28 @@ def _spin(node: SamfeatNode, executor: SingleThreadedExecutor, until: Future | N
                 time.sleep(0.1)  # no busy loop where the error persists
 
 
-def _start_apart(node: SamfeatNode, executor: SingleThreadedExecutor) -> Future:
-    """`node.start()` in a thread of its own: parameters and diagnostics answer while the first engine is built."""
-    started: Future = Future(executor=executor)
+def run_apart(work: Callable[[], Any], executor: SingleThreadedExecutor) -> Future:
+    """Run in a thread of its own; the executor's future gets the result or the exception."""
+    future: Future = Future(executor=executor)
 
-    def start() -> None:
+    def run() -> None:
         try:
-            started.set_result(node.start())
-        except (KeyboardInterrupt, RuntimeError) as error:  # told to end meanwhile
-            if node.context.ok():
-                node.get_logger().error(f"cannot start: {_describe(error)}")
-            started.set_result(False)
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
 
-    threading.Thread(target=start, name="samfeat-start", daemon=True).start()
-    return started
+    threading.Thread(target=run, name="samfeat-configure", daemon=True).start()
+    return future
+
+
+def _start(node: SamfeatNode) -> bool:
+    """`node.start()`; False if it failed, or if the node was told to end meanwhile."""
+    try:
+        return node.start()
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if node.context.ok():
+            node.get_logger().error(f"cannot start: {_describe(error)}")
+        return False
 
 
 def main(args: list[str] | None = None) -> int:
@@ -412,13 +461,15 @@ def main(args: list[str] | None = None) -> int:
     except RuntimeError as error:  # RCLError
         print(f"samfeat: {one_line(error, 300)}", file=sys.stderr)
         return 2
-    node, code, ended = None, 0, True
+    node, started, code, ended = None, None, 0, True
     try:
         node = SamfeatNode()
+        for line in unread(node, sys.argv if args is None else args):
+            node.get_logger().warning(line)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         if node.parameters.autostart:
-            started = _start_apart(node, executor)
+            started = run_apart(lambda: _start(node), executor)
             _spin(node, executor, until=started)
             code = int(rclpy.ok() and not started.result())
         if not code:
@@ -433,9 +484,9 @@ def main(args: list[str] | None = None) -> int:
             raise
     finally:
         if node is not None:
-            ended = node.close()
+            ended = node.close() and (started is None or started.done())
         rclpy.try_shutdown()
-    if not ended:  # building an engine cannot be interrupted, and the robot shall not wait for it
+    if not ended:  # an engine that is built in this process cannot be interrupted, and a robot shall not wait for it
         sys.stderr.flush()
         os._exit(code)
     return code

@@ -118,6 +118,7 @@ class Evil:
         return (print, ("code ran",))
 
 
+WANTS_CODE = r"refused, it wants to run code \(\S*\bprint\); only tensors are read"
 FILES = {
     "missing": (lambda path, state: None, "no such weights file"),
     "empty": (lambda path, state: path.write_bytes(b""), "is empty"),
@@ -126,7 +127,13 @@ FILES = {
     "truncated": (truncated, "damaged, or not"),
     "truncated pth": (truncated_pth, "damaged, or not"),
     "damaged pth": (damaged_pth, "damaged, or not"),
-    "code": (lambda path, state: path.write_bytes(pickle.dumps({"w": Evil()})), "damaged, or not"),
+    "code": (lambda path, state: torch.save({"w": Evil()}, path), WANTS_CODE),
+    "code, old format": (
+        lambda path, state: torch.save({"w": Evil()}, path, _use_new_zipfile_serialization=False),
+        WANTS_CODE,
+    ),
+    "code, plain pickle": (lambda path, state: path.write_bytes(pickle.dumps({"w": Evil()})), WANTS_CODE),
+    "code, first pickle": (lambda path, state: path.write_bytes(pickle.dumps({"w": Evil()}, 0)), WANTS_CODE),
     "no tensors": (lambda path, state: torch.save({"epoch": 3}, path), "holds no tensors"),
     "one tensor": (lambda path, state: torch.save(torch.zeros(3), path), "holds no tensors"),
     "folder": (lambda path, state: path.mkdir(), "folder without .pth"),

@@ -37,17 +37,25 @@ def process(statistics: Statistics, seconds: float = 0.001) -> None:
     statistics.processed(dict.fromkeys(STAGES, seconds), keypoints=30, matches=20, inlier_ratio=0.75)
 
 
-def test_a_refused_frame_is_a_warning_in_one_report_only(statistics):
+def test_a_refused_frame_is_a_warning_until_it_has_aged_out(statistics, clock):
     process(statistics)
     assert statistics.report()[0] == OK
     statistics.received()
     statistics.drop("encoding")
-    assert statistics.report()[:2] == (WARNING, "1 frames refused since the last report")
-    level, _, values = statistics.report()
-    assert level == OK and values["dropped_encoding"] == values["dropped"] == "1"  # still counted
+    texts = []
+    for _ in range(RATE_REPORTS + 1):
+        clock.now += 1
+        process(statistics)
+        level, text, values = statistics.report()
+        texts.append((level, text))
+        assert values["dropped_encoding"] == values["dropped"] == "1"  # still counted
+    assert texts[: RATE_REPORTS - 1] == [
+        (WARNING, f"1 frames refused in the last {seconds} s") for seconds in range(1, RATE_REPORTS)
+    ]
+    assert texts[-1][0] == OK
     statistics.drop("encoding")
     statistics.drop("size")
-    assert statistics.report()[:2] == (WARNING, "2 frames refused since the last report")
+    assert statistics.report()[:2] == (WARNING, f"2 frames refused in the last {RATE_REPORTS - 1} s")
 
 
 @pytest.mark.parametrize("cause", sorted(ON_PURPOSE))
@@ -56,6 +64,16 @@ def test_frames_left_out_on_purpose_are_no_warning(statistics, cause):
     statistics.drop(cause)
     level, _, values = statistics.report()
     assert level == OK and values[f"dropped_{cause}"] == "1"
+
+
+def test_silence_counts_from_the_last_image_or_the_start(statistics, clock):
+    clock.now += 3
+    assert statistics.silence_s() == 3
+    process(statistics)
+    clock.now += 2
+    assert statistics.silence_s() == 2
+    statistics.clear()
+    assert statistics.silence_s() == 0
 
 
 def test_missing_images_are_a_warning(statistics, clock):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import types
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from launch_packages import SITE
 
 from samfeat_core.engines import DEVICES, ENGINES
 from samfeat_core.models import MODELS
+from samfeat_ros import environment
 from samfeat_ros.environment import PROFILE_VARIABLES, profile_variable
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "launch" / "samfeat.launch.py"
+FILE, CAMERAS = ROOT / "launch" / "samfeat.launch.py", ROOT / "launch" / "cameras.launch.py"
 ARGUMENTS = {
     "image_topic", "camera_info_topic", "image_transport", "model", "weights", "device", "engine", "params_file",
     "namespace", "use_sim_time", "autostart", "log_level", "node_name", "mask_topic", "respawn", "required",
@@ -54,8 +56,8 @@ def launch_file(monkeypatch):
 
     monkeypatch.setattr(ament_index_python.packages, "get_package_share_directory", lambda name: str(ROOT))
 
-    def load():
-        spec = importlib.util.spec_from_file_location("samfeat_launch", FILE)
+    def load(file: Path = FILE):
+        spec = importlib.util.spec_from_file_location("samfeat_launch", file)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -66,7 +68,7 @@ def launch_file(monkeypatch):
 
 @pytest.fixture
 def launched(launch_file, monkeypatch):
-    """Runs the launch description with launch arguments: what the node action gets, and the environment then."""
+    """Runs the launch description with launch arguments: what the node actions get."""
     import launch
     import launch_ros.actions
 
@@ -79,14 +81,14 @@ def launched(launch_file, monkeypatch):
 
     monkeypatch.setattr(launch_ros.actions, "LifecycleNode", Node)
 
-    def run(**arguments) -> tuple[dict, dict]:
+    def run(file: Path = FILE, **arguments) -> list[dict]:
+        nodes.clear()
         context = launch.LaunchContext()
         context.launch_configurations.update(arguments)
-        pending = list(launch_file().generate_launch_description().entities)
+        pending = list(launch_file(file).generate_launch_description().entities)
         while pending:
             pending = [*(pending[0].visit(context) or []), *pending[1:]]
-        # launched as the last of the description: the actions that follow the node are its handlers
-        return nodes[0], nodes[0]["additional_env"]
+        return nodes
 
     return run
 
@@ -102,7 +104,7 @@ def test_descriptions_name_the_choices(launch_file):
 def test_defaults_leave_the_parameters_to_the_file(launched, monkeypatch):
     for name in PROFILE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    node, environment = launched(image_topic="/front/image_raw")
+    (node,) = launched(image_topic="/front/image_raw")
     assert (node["package"], node["executable"], node["name"]) == ("samfeat_ros", "samfeat_node", "samfeat")
     assert node["remappings"] == [
         ("image", "/front/image_raw"), ("camera_info", "/front/camera_info"), ("mask", "mask")
@@ -111,12 +113,12 @@ def test_defaults_leave_the_parameters_to_the_file(launched, monkeypatch):
     assert (ROOT / "config" / "samfeat.yaml").is_file()
     assert node["parameters"][1] == {"use_sim_time": False, "autostart": True}
     profile = str(ROOT / "config" / "fastdds_shm.xml")
-    assert environment == {profile_variable(): profile} and not node["respawn"]
+    assert node["additional_env"] == {profile_variable(): profile} and not node["respawn"]
 
 
 def test_arguments_reach_the_node(launched, monkeypatch):
     monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
-    node, environment = launched(
+    (node,) = launched(
         image_topic="image", engine="eager", model="samfeat", device="cpu", image_transport="compressed",
         namespace="robot", use_sim_time="True", autostart="false", log_level="debug",
     )  # fmt: skip
@@ -127,7 +129,35 @@ def test_arguments_reach_the_node(launched, monkeypatch):
         "autostart": False,
     }  # fmt: skip
     assert node["arguments"] == ["--ros-args", "--log-level", "robot.samfeat:=debug"]
-    assert environment == {}  # the user's own profile stays
+    assert node["additional_env"] == {}  # the user's own profile stays
+
+
+def test_a_small_shared_memory_gets_the_small_profile(launched, monkeypatch):
+    for name in PROFILE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    room = types.SimpleNamespace(f_blocks=16384, f_frsize=4096)  # 64 MiB
+    monkeypatch.setattr(environment.os, "statvfs", lambda path: room)
+    assert environment.transport_profile() == ROOT / "config" / environment.SMALL_PROFILE
+    (node,) = launched()
+    assert node["additional_env"] == {profile_variable(): str(ROOT / "config" / environment.SMALL_PROFILE)}
+
+
+def test_several_cameras(launched):
+    nodes = launched(CAMERAS, cameras="front rear", image_topic="/rig/CAMERA/image", engine="eager", node_name="eyes")
+    assert [node["namespace"] for node in nodes] == ["front", "rear"]
+    for name, node in zip(("front", "rear"), nodes):
+        assert node["name"] == "eyes" and node["parameters"][1]["engine"] == "eager"
+        assert node["remappings"] == [
+            ("image", f"/rig/{name}/image"), ("camera_info", f"/rig/{name}/camera_info"), ("mask", f"/{name}/mask")
+        ]  # fmt: skip
+    (node,) = launched(CAMERAS, cameras="left")
+    assert node["remappings"][0] == ("image", "/left/image_raw")
+
+
+@pytest.mark.parametrize("cameras", ["", "a a", "front, rear", "1st"])
+def test_cameras_that_are_no_names_are_refused(launched, cameras):
+    with pytest.raises(RuntimeError, match="expected different ROS names"):
+        launched(CAMERAS, cameras=cameras)
 
 
 @pytest.mark.parametrize(("name", "value"), [("autostart", "yes"), ("engine", "warp"), ("log_level", "loud")])

@@ -12,6 +12,7 @@ from std_msgs.msg import Header  # noqa: E402
 
 from samfeat_core.features import Features, Matches  # noqa: E402
 from samfeat_ros import messages  # noqa: E402
+from samfeat_ros.image_input import image_from_msg  # noqa: E402
 
 STAMP_NS = 12_345_678_901_234_567
 HEADER = Header(stamp=messages.ns_to_stamp(STAMP_NS), frame_id="camera_optical")
@@ -182,6 +183,11 @@ def test_foreign_clouds_are_refused():
         messages.descriptors_from_msg(keypoints)
     with pytest.raises(messages.MessageError, match="its fields: none"):
         messages.keypoints_from_msg(PointCloud2())
+    descriptors = messages.descriptors_to_msg(HEADER, features(3))
+    for count in (0, 65, 2**32 - 1):
+        descriptors.fields[0].count = count
+        with pytest.raises(messages.MessageError, match=f"descriptors of {count} float32 in points of 256 bytes"):
+            messages.descriptors_from_msg(descriptors)
     keypoints.data = keypoints.data[:-1]
     with pytest.raises(messages.MessageError, match="95 bytes, expected 3 points of 32"):
         messages.keypoints_from_msg(keypoints)
@@ -194,6 +200,25 @@ def test_image():
         msg = messages.image_to_msg(HEADER, image)
         assert msg.encoding == ("mono8" if image.ndim == 2 else "bgr8")
         assert bytes(msg.data) == image.tobytes() and msg.step * msg.height == image.nbytes
+
+
+def test_compressed_image():
+    image = np.full((40, 60, 3), (200, 100, 50), np.uint8)
+    msg = travel(messages.image_to_compressed_msg(HEADER, image))
+    assert msg.header == HEADER and msg.format == "bgr8; jpeg compressed bgr8"
+    assert np.abs(image_from_msg(msg).astype(int) - image).max() <= 3
+
+
+def test_image_marker():
+    pytest.importorskip("visualization_msgs")
+    points = np.array([[0, 0], [10.25, 20.5], [3, 4]], np.float32)
+    colors = np.array([[255, 0, 0], [0, 0, 255], [255, 0, 0]], np.uint8)
+    msg = travel(messages.points_to_image_marker(HEADER, points, colors))
+    assert msg.header == HEADER and msg.type == msg.POINTS and msg.action == msg.ADD
+    assert [(point.x, point.y) for point in msg.points] == [(0.5, 0.5), (10.75, 21.0), (3.5, 4.5)]
+    assert [(c.r, c.g, c.b, c.a) for c in msg.outline_colors] == [(0, 0, 1, 1), (1, 0, 0, 1), (0, 0, 1, 1)]
+    empty = travel(messages.points_to_image_marker(HEADER, points[:0], colors[:0]))
+    assert not empty.points and not empty.outline_colors
 
 
 def camera_info(**changes) -> CameraInfo:

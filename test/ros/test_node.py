@@ -18,9 +18,11 @@ from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
 from samfeat_core.tracking import DETECTED, FOLLOWED  # noqa: E402
 from samfeat_ros import messages  # noqa: E402
+from samfeat_ros.node import samfeat_node  # noqa: E402
 from samfeat_ros.node_status import TIMED, values_from_msg  # noqa: E402
 
 INFO, WARN, ERROR = "INFO", "WARN", "ERROR"
+COMPRESSED = "set image_transport to compressed"
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -212,6 +214,36 @@ def test_overlay(rig):
     assert 0.01 < changed < 0.99
     colours = picture.max(axis=2).astype(int) - picture.min(axis=2)
     assert (colours > 60).any()  # tracked points are coloured
+
+
+def test_pictures_for_viewers(rig):
+    """The compressed overlay is the overlay; the marker has the keypoints of its stamp."""
+    node = rig.node()
+    camera = Camera(rig)
+    whole, small = rig.output(Image, "overlay"), rig.output(CompressedImage, "overlay/compressed")
+    camera.frame(whole)
+    shape = camera.height, camera.width, 3
+    for _ in range(3):
+        picture = np.frombuffer(camera.frame(whole).data, np.uint8).reshape(shape)
+        rig.wait(lambda: small[-1:] and small[-1].header == whole[-1].header, "the compressed overlay")
+        assert small[-1] == messages.image_to_compressed_msg(small[-1].header, picture)
+        assert len(small[-1].data) < picture.size / 3
+    assert "annotations" not in node._outputs.wanted()
+
+
+def test_annotations_are_the_keypoints(rig):
+    markers = pytest.importorskip("visualization_msgs.msg")
+    rig.node()
+    camera = Camera(rig)
+    keypoints, got = rig.output(PointCloud2, "keypoints"), rig.output(markers.ImageMarker, "annotations")
+    for _ in range(3):
+        marker = camera.frame(got)
+        rig.wait(lambda: keypoints[-1:] and keypoints[-1].header == got[-1].header, "the keypoints")
+        rows = messages.keypoints_from_msg(keypoints[-1])
+        points = np.array([(point.x, point.y) for point in marker.points])
+        np.testing.assert_allclose(points, rows.points + 0.5, atol=1e-5)
+        coloured = np.array([len({c.r, c.g, c.b}) > 1 for c in marker.outline_colors])
+        np.testing.assert_array_equal(coloured, rows.lengths > 1)  # grey ones are new
 
 
 def test_nothing_is_computed_while_nobody_listens(rig):
@@ -627,6 +659,46 @@ def test_mask_file(rig, tmp_path):
 
 
 # ---- quality of service ----
+
+
+@pytest.mark.parametrize(
+    ("publishes", "parameters", "said"),
+    [
+        ([], {}, "nobody publishes it, or any images"),
+        ([(Image, "/front/samfeat/overlay")], {}, "nobody publishes it, or any images"),
+        ([(Image, "/front/image_raw")], {}, "nobody publishes it; images are on /front/image_raw (Image)"),
+        ([(CompressedImage, "/image/compressed")], {}, f"/image/compressed has CompressedImage: {COMPRESSED}"),
+        ([(CompressedImage, "/image")], {}, f"/image has CompressedImage: {COMPRESSED}"),
+        ([(Image, "/image")], {"image_transport": "compressed"}, "/image has Image: set image_transport to raw"),
+        (
+            [(Image, "/image")],
+            {},
+            "it has the publisher /peer (Image, best effort, volatile); none has sent anything that arrived",
+        ),
+    ],
+)
+def test_no_image_is_a_warning_with_what_the_graph_says(rig, monkeypatch, publishes, parameters, said):
+    monkeypatch.setattr(samfeat_node, "SILENCE_S", 2.0)
+    for kind, topic in publishes:
+        rig.publisher(kind, topic, matched=False)
+    node = rig.node(**parameters)
+    rig.wait(lambda: rig.lines(WARN, "no image on"))
+    topic = "/image/compressed" if parameters else "/image"
+    assert rig.lines(WARN, "no image on") == [f"no image on {topic} for 2 s: {said}"]
+    time.sleep(1.5)
+    assert len(rig.lines(WARN, "no image on")) == 1  # once
+    assert node._silence_told
+
+
+def test_images_that_stop_are_a_warning_each_time(rig, monkeypatch):
+    monkeypatch.setattr(samfeat_node, "SILENCE_S", 1.5)
+    rig.node()
+    camera = Camera(rig)
+    for count in (1, 2):
+        camera.send()
+        time.sleep(1.2)
+        assert len(rig.lines(WARN, "no image on")) == count - 1
+        rig.wait(lambda count=count: len(rig.lines(WARN, "no image on")) == count)
 
 
 def test_publishers_that_offer_too_little_are_named_with_the_remedy(rig):

@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("rclpy")
-from ros_rig import Camera  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState  # noqa: E402
+from ros_rig import TIMEOUT_S, Camera  # noqa: E402
 from sensor_msgs.msg import PointCloud2  # noqa: E402
 
+from samfeat_ros.node.builder import EngineBuilder  # noqa: E402
+from samfeat_ros.topics import OUTPUTS, is_installed  # noqa: E402
+
 ERROR = "ERROR"
-TOPICS = ("keypoints", "descriptors", "matches", "tracks", "restart", "overlay")
+TOPICS = [name for name, output in OUTPUTS.items() if is_installed(output.type)]
 
 
 def published(rig) -> int:
@@ -55,6 +61,34 @@ def _image():
     from sensor_msgs.msg import Image
 
     return Image, "/image", 1, False
+
+
+def test_the_node_answers_while_it_is_configured(rig, monkeypatch):
+    """A lifecycle manager waits for an engine to be built; parameters, state and diagnostics do not."""
+    builds, go_on = threading.Event(), threading.Event()
+    build = EngineBuilder.build
+
+    def slow(self, width, height):
+        builds.set()
+        assert go_on.wait(TIMEOUT_S)
+        build(self, width, height)
+
+    monkeypatch.setattr(EngineBuilder, "build", slow)
+    rig.node(start=False)
+    reports = rig.listen(DiagnosticArray, "/diagnostics")
+    client = rig.peer.create_client(ChangeState, "/samfeat/change_state")
+    assert client.wait_for_service(TIMEOUT_S)
+    answer = client.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
+    assert builds.wait(TIMEOUT_S)
+    assert rig.set(max_keypoints=77)[0] and rig.state() == "configuring"
+    count = len(reports)
+    rig.wait(lambda: len(reports) > count + 1, "reports")
+    assert not rig.transition("configure") and not rig.transition("shutdown")  # one transition at a time
+    assert not answer.done()
+    go_on.set()
+    rig.wait(answer.done, "the answer of configure")
+    assert answer.result().success and rig.state() == "inactive"
+    assert rig.transition("activate")
 
 
 def test_shutdown_from_active_releases_everything(rig):

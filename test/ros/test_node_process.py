@@ -17,6 +17,7 @@ from sensor_msgs.msg import Image, PointCloud2  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
+EXIT_S = 2.0
 
 
 class Process:
@@ -94,7 +95,21 @@ def test_a_signal_while_the_engine_is_built(start, tmp_path, sign):
     deadline = time.monotonic() + TIMEOUT_S
     while "building the engine" not in process.text() and time.monotonic() < deadline:
         time.sleep(0.02)
+    told = time.monotonic()
     assert process.end(sign) == 0
+    assert time.monotonic() - told < EXIT_S
+    assert "Traceback" not in process.text() and "[ERROR]" not in process.text()
+
+
+def test_a_signal_while_an_engine_is_built_in_this_process(start, tmp_path):
+    process = start(cache_dir=str(tmp_path), engine="compile")
+    deadline = time.monotonic() + TIMEOUT_S
+    while "engine compile" not in process.text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(2)
+    told = time.monotonic()
+    assert process.end(signal.SIGTERM) == 0, process.text()
+    assert time.monotonic() - told < EXIT_S
     assert "Traceback" not in process.text() and "[ERROR]" not in process.text()
 
 
@@ -188,3 +203,51 @@ def test_a_params_file_that_is_no_yaml_gives_one_line(start, tmp_path):
     assert process.end() == 2
     lines = [line for line in process.text().splitlines() if line.startswith("samfeat:")]
     assert len(lines) == 1 and str(path) in lines[0] and "Traceback" not in process.text()
+
+
+def test_what_a_params_file_says_in_vain_is_a_warning(start, tmp_path):
+    mine, others = tmp_path / "mine.yaml", tmp_path / "others.yaml"
+    mine.write_text("/**: {ros__parameters: {max_keypoint: 5, unheard_of: 1, use_sim_time: false}}")
+    others.write_text(
+        "front: {ros__parameters: {max_keypoints: 5}}\n/robot: {samfeat: {ros__parameters: {ratio: 0.5}}}"
+    )
+    process = start("--params-file", str(mine), "--params-file", str(others), autostart="false")
+    deadline = time.monotonic() + TIMEOUT_S
+    while process.text().count("[samfeat]: ") < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.end(signal.SIGINT)
+    lines = [line.split("]: ")[1] for line in process.text().splitlines() if "[samfeat]: " in line]
+    assert lines == [
+        "this node has no parameters 'max_keypoint' (did you mean max_keypoints?), 'unheard_of'",
+        f"{others} sets nothing for /samfeat: it is for the nodes '/front', '/robot/samfeat'",
+    ]
+
+
+def test_a_file_that_yaml_cannot_read_names_nobody(tmp_path):
+    from samfeat_ros.node.params_files import _sections_of
+
+    (tmp_path / "odd.yaml").write_text("/**: {ros__parameters: {a: !strange 5}}")
+    (tmp_path / "latin.yaml").write_bytes(b"/**: {ros__parameters: {a: '\xe9'}}")
+    assert [_sections_of(str(tmp_path / name)) for name in ("odd.yaml", "latin.yaml", "none.yaml")] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("section", "node", "matches"),
+    [
+        ("/**", "/samfeat", True),
+        ("/**", "/a/b/samfeat", True),
+        ("/**/samfeat", "/a/b/samfeat", True),
+        ("/**/samfeat", "/samfeat", True),
+        ("/*/samfeat", "/a/samfeat", True),
+        ("/*/samfeat", "/samfeat", False),
+        ("/*", "/samfeat", True),
+        ("/*", "/a/samfeat", False),
+        ("/samfeat", "/a/samfeat", False),
+        ("/a/samfeat", "/a/samfeat", True),
+        ("/samfea.", "/samfeat", False),
+    ],
+)
+def test_sections_match_as_rcl_matches_them(section, node, matches):
+    from samfeat_ros.node.params_files import _matches
+
+    assert _matches(section, node) == matches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -48,6 +49,41 @@ def test_detect_and_match(module, monkeypatch):
     assert matches.dtype == np.int64 and matches.flags.c_contiguous and matches.shape[1] == 2
     motion = keypoints[matches[:, 0], :2] - keypoints_to[matches[:, 1], :2]
     np.testing.assert_allclose(np.median(motion, axis=0), [32, 0], atol=0.5)
+
+
+def lent(values: np.ndarray) -> tuple[np.ndarray, bytearray]:
+    """As rtabmap hands arrays over: over memory of its own, which it uses again after the call."""
+    memory = bytearray(np.ascontiguousarray(values).tobytes())
+    return np.frombuffer(memory, values.dtype).reshape(values.shape), memory
+
+
+def from_another_thread(function, *arguments):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def test_the_memory_is_rtabmaps_and_so_are_the_threads(module):
+    """Answers must not look into memory that was only lent, and have what PyDetector.cpp and PyMatcher.cpp read as C
+    arrays: a tuple of two, float32 of three columns, float32 descriptors of as many rows; int64 of two columns."""
+    module.init(0)
+    module._extractor.threshold = 0.0
+    image, memory = lent(wall()[:, :160])
+    expected = [part.copy() for part in module.detect(wall()[:, :160])]
+    answer = from_another_thread(module.detect, image)
+    memory[:] = bytes(len(memory))
+    assert isinstance(answer, tuple) and len(answer) == 2
+    for part, whole in zip(answer, expected):
+        np.testing.assert_array_equal(part, whole)
+        assert part.dtype == np.float32 and part.flags.c_contiguous
+    keypoints, descriptors = answer
+    module.init(descriptors.shape[1], 0.2, 20, 0, "indoor")
+    lendings = [lent(part) for part in (keypoints[:, :2], keypoints[:, :2], keypoints[:, 2], keypoints[:, 2])]
+    lendings += [lent(descriptors), lent(descriptors)]
+    matches = from_another_thread(module.match, *(array for array, _ in lendings), 160, 120)
+    for _, memory in lendings:
+        memory[:] = bytes(len(memory))
+    assert matches.dtype == np.int64 and matches.flags.c_contiguous and matches.shape == (len(keypoints), 2)
+    np.testing.assert_array_equal(matches[:, 0], matches[:, 1])  # each row is nearest to itself
 
 
 def test_an_image_without_features_has_rows_of_the_right_width(module):

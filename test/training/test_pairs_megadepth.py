@@ -112,7 +112,10 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(ValueError, match="junk.npz"):
         MegaDepthPairs(tmp_path, tmp_path)
     np.savez(tmp_path / "junk.npz", image_paths=np.array(["a"]))
-    with pytest.raises(ValueError, match="depth_paths, intrinsics, poses"):
+    with pytest.raises(ValueError, match="no array 'depth_paths'"):
+        MegaDepthPairs(tmp_path, tmp_path)
+    (tmp_path / "junk.npz").write_bytes(pickle.dumps({"image_paths": print}))
+    with pytest.raises(ValueError, match=r"junk.npz: not .* wants to run code: builtins.print"):
         MegaDepthPairs(tmp_path, tmp_path)
     with pytest.raises(ValueError, match="no such file"):
         read_depth(tmp_path / "none.h5")

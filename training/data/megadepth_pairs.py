@@ -6,8 +6,8 @@
     SCENE_INFO/*.npz    image_paths, depth_paths, intrinsics (N, 3, 3), poses (N, 4, 4) world-to-camera, and either
                         overlap_matrix (N, N) (D2-Net's files) or pair_infos [((i, j), overlap, ...)] (LoFTR's)
 
-`python -m training.pairs megadepth` stores pairs. Scene information files may be pickles, as they were published: load
-only those you trust.
+`python -m training.pairs megadepth` stores pairs. Scene information files may be pickles, as they were published; only
+arrays are read of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from training.data.archives import read_archive
 from training.data.posed_pairs import View, common_share, make_pair
 from training.data.stored_pairs import Pair
 
@@ -44,13 +45,7 @@ class SceneInfo:
     @classmethod
     def read(cls, path: Path, overlap: tuple[float, float], max_scale_ratio: float = np.inf) -> SceneInfo:
         """Read a scene information file; ValueError names the file and what is missing in it."""
-        try:
-            info = dict(np.load(path, allow_pickle=True))
-        except Exception as error:  # zip, pickle, key and value errors of a file that is something else
-            raise ValueError(f"{path}: not a scene information file ({type(error).__name__}: {error})") from error
-        missing = [key for key in ("image_paths", "depth_paths", "intrinsics", "poses") if key not in info]
-        if missing:
-            raise ValueError(f"{path}: has no {', '.join(missing)}")
+        info = read_archive(path, "image_paths", "depth_paths", "intrinsics", "poses")
         images = tuple("" if name is None else str(name) for name in info["image_paths"])
         depths = tuple("" if name is None else str(name) for name in info["depth_paths"])
         pairs = _candidates(path, info, overlap, max_scale_ratio)

@@ -17,14 +17,13 @@ NumPy archives of LoFTR (Sun et al., CVPR 2021):
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from samfeat_core.files import read_numbers
+from training.data.archives import read_archive
 from training.evaluation.pose import PosePair
 
 SUPERGLUE_WORDS, GLUE_FACTORY_WORDS = 38, 32
@@ -92,7 +91,7 @@ def _text_pair(words: Sequence[str], path: Path, line: int) -> PosePair:
 
 def read_scene_info(path: Path, root: Path) -> list[PosePair]:
     """Pairs of one LoFTR scene-info archive, image paths relative to ``root``. Raises ValueError naming the file."""
-    info = _archive(path, "image_paths", "intrinsics", "poses", "pair_infos")
+    info = read_archive(path, "image_paths", "intrinsics", "poses", "pair_infos")
     pairs = []
     for n, entry in enumerate(info["pair_infos"]):
         where = f"{path}: pair {n}"
@@ -112,14 +111,14 @@ def read_scene_info(path: Path, root: Path) -> list[PosePair]:
 
 def read_scannet(path: Path) -> list[PosePair]:
     """Pairs of LoFTR's ScanNet-1500 archive. Raises ValueError naming the file."""
-    info = _archive(path, "name")
+    info = read_archive(path, "name")
     names = np.asarray(info["name"])
     if names.ndim != 2 or names.shape[1] != 4:
         raise ValueError(f"{path}: 'name' has shape {names.shape}, expected (N, 4)")
     relative = info.get("rel_pose")
     if relative is not None and (len(relative) != len(names) or relative[0].size != 12):
         raise ValueError(f"{path}: 'rel_pose' has shape {relative.shape}, expected ({len(names)}, 12)")
-    cameras = _archive(path.parent / "intrinsics.npz") if (path.parent / "intrinsics.npz").exists() else {}
+    cameras = read_archive(path.parent / "intrinsics.npz") if (path.parent / "intrinsics.npz").exists() else {}
     return [_scannet_pair(path, row, None if relative is None else relative[n], cameras) for n, row in enumerate(names)]
 
 
@@ -162,40 +161,3 @@ def _image(root: Path, name: str, where: str) -> Path:
         if (root / folder / name).is_file():
             return root / folder / name
     raise ValueError(f"{where}: no image {name} in {root} (nor in its {', '.join(IMAGE_ROOTS[1:])})")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy's object arrays and nothing else: a list of somebody else's must not run code here."""
-
-    ALLOWED = {"_reconstruct", "ndarray", "dtype", "scalar", "encode"}
-
-    def find_class(self, module: str, name: str) -> object:
-        if name not in self.ALLOWED or module.partition(".")[0] not in ("numpy", "_codecs"):
-            raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-        if int(np.__version__.partition(".")[0]) >= 2:
-            module = module.replace("numpy.core.", "numpy._core.")
-        return super().find_class(module, name)
-
-
-def _archive(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, object arrays too. Raises ValueError naming the file and a key that it lacks."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist()}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a readable NumPy archive ({error})") from error
-    missing = [key for key in keys if key not in arrays]
-    if missing:
-        raise ValueError(f"{path}: no array '{missing[0]}' (has {', '.join(sorted(arrays)) or 'none'})")
-    return arrays
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        _, _, dtype = read_header(file)
-        if dtype.hasobject:
-            return _ArrayUnpickler(file, encoding="latin1").load()
-    with archive.open(name) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)

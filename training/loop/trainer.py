@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -29,8 +28,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from samfeat_core.errors import FileError
+from samfeat_core.errors import FileError, WeightsError, one_line
 from samfeat_core.files import replacing
+from samfeat_core.weights import load_pth
 from training.loop.config import RunConfig
 from training.progress import progress
 
@@ -224,15 +224,16 @@ class Trainer:
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_pth(path)
             self.task.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])
             random = state["random"][self.rank]
-        except (RuntimeError, KeyError, IndexError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-            raise FileError(f"{path}: cannot be resumed ({(str(error).splitlines() or ['damaged'])[0]})") from None
+        except (WeightsError, RuntimeError, KeyError, IndexError, ValueError) as error:
+            reason = one_line(str(error).removeprefix(f"{path}: "), 160) or "damaged"
+            raise FileError(f"{path}: cannot be resumed ({reason})") from None
         self.step, self.best = state["step"], state["best"]
         torch.set_rng_state(random["cpu"])
         self.source.restore(random["source"])

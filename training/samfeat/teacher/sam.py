@@ -8,7 +8,6 @@ map holds the borders of all masks, also where a smaller one hides them.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import rle_to_mask
 from torch import Tensor
 
-from samfeat_core.errors import UsageError
+from samfeat_core.errors import UsageError, WeightsError
+from samfeat_core.weights import load_pth
 from training.data.photo_store import SkipPhoto, StoreError
 from training.data.teacher_store import TeacherEntry, borders, compact
 
@@ -67,10 +67,9 @@ def load_sam(model: str, checkpoint: str | Path, device: str | torch.device) -> 
     if not path.is_file():
         raise StoreError(f"{path}: no such SAM checkpoint (expected Meta's sam_{model}_*.pth)")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StoreError(f"{path}: not a readable PyTorch checkpoint, perhaps truncated: {reason}") from error
+        state = load_pth(path)
+    except WeightsError as error:
+        raise StoreError(error) from error
     sam = sam_model_registry[model]()
     expected = {key: tuple(value.shape) for key, value in sam.state_dict().items()}
     tensors = state if isinstance(state, dict) else {}
