@@ -44,6 +44,8 @@ class OptimizerConfig:
     ema: float = 0.999
 
     def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UsageError(f"optimizer.lr is {self.lr:g}, expected more than 0")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"optimizer.schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
 
@@ -57,7 +59,7 @@ class RunConfig:
         validate_every: steps between validations and checkpoints.
 
     Raises:
-        UsageError: there is no such precision.
+        UsageError: there is no such precision, or a number of steps is below 1.
     """
 
     steps: int = 10000
@@ -69,6 +71,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        at_least("steps", self.steps, 1)
+        at_least("validate_every", self.validate_every, 1)
+
+
+def at_least(key: str, value: int, least: int) -> None:
+    """UsageError names a key whose value is too small."""
+    if value < least:
+        raise UsageError(f"{key} is {value}, expected at least {least}")
 
 
 Config = TypeVar("Config", bound=RunConfig)
