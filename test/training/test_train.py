@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from typer.testing import CliRunner
@@ -81,6 +82,11 @@ def test_a_run_writes_weights_that_load_and_resumes_to_the_same_result(config, t
     whole = run_training(config, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     load_network("samfeat-nano", tmp_path / "whole" / "best.safetensors")
+    with safe_open(tmp_path / "whole" / "best.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["model"] == "samfeat-nano" and metadata["processes"] == "1" and metadata["torch"]
+    assert json.loads(metadata["config"])["seed"] == 0 and int(metadata["step"]) in (3, 6)
+    assert len(metadata["data"]) == 16 and (metadata["commit"] == "unknown" or len(metadata["commit"]) >= 40)
     half = run_training(config, tmp_path / "half", "--set", "steps=3", "--set", "optimizer.cooldown=0")
     assert half.returncode == 0, half.stderr
     straight = run_training(config, tmp_path / "straight", "--set", "optimizer.cooldown=0")

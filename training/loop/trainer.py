@@ -33,6 +33,7 @@ from tqdm import tqdm
 from samfeat_core.errors import FileError, SamfeatError
 from samfeat_core.files import replacing, write_bytes
 from training.loop.config import RunConfig
+from training.loop.provenance import provenance
 from training.progress import progress
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -65,7 +66,7 @@ class Trainer:
     Args:
         validate: network -> dict of scores; "score" selects the best checkpoint.
         batch: samples per step and process.
-        metadata: what the best weights file says about itself.
+        metadata: what the best weights file says about itself, besides configuration, provenance and step.
         data: identity of what is trained on; a run whose checkpoint names another is not resumed.
     """
 
@@ -87,7 +88,15 @@ class Trainer:
         self.network: nn.Module = task.network  # type: ignore[assignment]
         self.source, self.validate, self.output = source, validate, Path(output)
         self.batch, self.steps, self.validate_every = batch, config.steps, config.validate_every
-        self.config, self.metadata, self.data = config.optimizer, dict(metadata or {}), data
+        self.config, self.data = config.optimizer, data
+        self.ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self.metadata = {
+            **provenance(),
+            "config": json.dumps(dataclasses.asdict(config)),
+            "data": data,
+            "processes": str(self.ranks),
+            **(metadata or {}),
+        }
         self.dtype = AUTOCAST[config.precision]
         self.rank = own_rank()
         # Losses come and go by schedule, so not every parameter has a gradient in every step.
@@ -245,7 +254,8 @@ class Trainer:
             if scores["score"] > self.best:
                 self.best = scores["score"]
                 state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-                write_whole(self.output / BEST, lambda path: save_file(state, path, self.metadata))
+                metadata = {**self.metadata, "step": str(self.step), "score": f"{self.best:.4f}"}
+                write_whole(self.output / BEST, lambda path: save_file(state, path, metadata))
         if dist.is_initialized():
             dist.barrier()
         self.save()
@@ -291,9 +301,8 @@ class Trainer:
             random = states[self.rank % len(states)]
         except (RuntimeError, KeyError, IndexError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
             raise FileError(f"{path}: cannot be resumed ({(str(error).splitlines() or ['damaged'])[0]})") from None
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        if len(states) != ranks:
-            raise FileError(f"{path}: a run of {len(states)} processes, which {ranks} cannot resume")
+        if len(states) != self.ranks:
+            raise FileError(f"{path}: a run of {len(states)} processes, which {self.ranks} cannot resume")
         if data != self.data:
             raise FileError(f"{path}: its run was trained on other data: give another --output")
         self.step, self.best, self.bad = state["step"], state["best"], state.get("bad", 0)
