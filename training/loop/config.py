@@ -9,7 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,6 +141,10 @@ def build(cls: type, tree: Any, source: str, prefix: str) -> Any:
     unknown = sorted(set(tree) - set(hints))
     if unknown:
         raise UsageError(f"{source}: unknown key {prefix}{unknown[0]}; known are {', '.join(hints)}")
+    needed = [entry.name for entry in dataclasses.fields(cls) if entry.default is entry.default_factory is MISSING]
+    missing = [name for name in needed if name not in tree]
+    if missing:
+        raise UsageError(f"{source}: key {prefix}{missing[0]} is missing")
     return cls(**{key: convert(hints[key], value, source, f"{prefix}{key}") for key, value in tree.items()})
 
 
@@ -156,6 +160,10 @@ def convert(hint: Any, value: Any, source: str, key: str) -> Any:
         if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
             raise UsageError(f"{source}: {key} is {value!r}, expected a list" + (f" of {length}" if length else ""))
         return tuple(convert(arguments[0], item, source, key) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{source}: {key} is {value!r}, expected a section of keys")
+        return {str(name): convert(arguments[1], item, source, f"{key}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
