@@ -351,9 +351,9 @@ def test_weights_are_the_shipped_ones_or_the_file_that_was_given(tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_weights("samfeat-nano", None) == find_weights("samfeat", "~/samfeat-nano.safetensors")
     with pytest.raises(WeightsError) as error:
-        find_weights("samfeat", None)
-    hint = "no weights of samfeat are shipped, so give a file (weights=...)"
-    assert str(error.value) == f"{tmp_path / 'samfeat.safetensors'}: no such weights file; {hint}"
+        find_weights("scfeat", None)
+    hint = "no weights of scfeat are shipped, so give a file (weights=...)"
+    assert str(error.value) == f"{tmp_path / 'scfeat.safetensors'}: no such weights file; {hint}"
     with pytest.raises(WeightsError) as error:
         find_weights("samfeat-nano", tmp_path / "none.pth")
     assert str(error.value) == f"{tmp_path / 'none.pth'}: no such weights file"

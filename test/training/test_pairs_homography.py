@@ -11,10 +11,11 @@ from training.data.homography_pairs import HomographyConfig, HomographyPairs, pr
 from training.data.label_store import KeypointLabels, LabelStore
 from training.data.label_store import pack as labels_entry
 from training.data.pairs import concatenate, pixel_grid
-from training.data.photo_store import StoreError
+from training.data.photo_store import StoreError, content_hash
 from training.data.photometric import Photometric, blur, grey, jpeg
 from training.data.photos import Photo, PhotoLoader, PhotoSource, ReferenceOctave, load_photos, pyramid
 from training.data.teacher_store import TeacherEntry, TeacherStore
+from training.samfeat.data import identity
 
 
 def smooth_photo(width=320, height=240, channels=1, seed=0):
@@ -160,6 +161,36 @@ def test_groups_take_two_bytes_and_too_many_are_refused(tmp_path):
     assert "has 32768 groups, expected at most 32767" in source.skipped[0][1]
     torch.manual_seed(0)
     assert pairs_of(photo).sample(1).groups0.max() == 32767
+
+
+def test_a_store_of_other_photographs_is_refused_and_of_some_of_them_is_said(tmp_path, capsys):
+    photos, store = tmp_path / "photos", LabelStore(tmp_path / "store")
+    photos.mkdir()
+    store.create({})
+    for name, value in (("x", 0), ("y", 9)):
+        cv2.imwrite(str(photos / f"{name}.png"), np.full((40, 60, 3), value, np.uint8))
+    arrays, meta = labels_entry(KeypointLabels(np.full((1, 2), 5.0), np.ones(1), (60, 40)))
+    store.write("x", arrays, {**meta, "content": content_hash(photos / "y.png")})  # another photograph called x
+    with pytest.raises(StoreError, match="store: 0 of 2 photographs have an entry"):
+        load_photos([photos], PhotoLoader(1, labels=store))
+    store.write("y", arrays, {**meta, "content": content_hash(photos / "y.png")})
+    source = load_photos([photos], PhotoLoader(1, labels=store))
+    assert [photo.keypoints is not None for photo in source.photos] == [False, True]
+    assert "store: 1 of 2 photographs have an entry" in capsys.readouterr().out
+
+
+def test_the_identity_of_data_changes_with_every_content(tmp_path):
+    def known():
+        return identity(load_photos([tmp_path], PhotoLoader(1)), [])
+
+    for name in ("x", "y"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((40, 60, 3), np.uint8))
+    first = known()
+    assert known() == first
+    cv2.imwrite(str(tmp_path / "y.png"), np.ones((40, 60, 3), np.uint8))
+    second = known()
+    (tmp_path / "y.png").rename(tmp_path / "z.png")
+    assert len({first, second, known()}) == 3
 
 
 def test_no_photographs_is_an_error_that_names_the_folder(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from training.data.photo_store import StoreError, find_photos
+from training.data.photo_store import StoreError, content_hash, find_photos
 from training.data.teacher_store import TeacherEntry, TeacherStore, borders, compact
 from training.teach import app
 
@@ -233,6 +233,17 @@ def test_find_by_the_photographs_path(data):
     assert store.find(data / "photos/sub/b.jpg") == "sub/b" and store.find("sub/b.jpg") == "sub/b"
     assert store.find(data / "photos/a.jpg") == "a" and store.find("/elsewhere/a.png") == "a"
     assert store.find(data / "photos/plain.jpg") is None and store.find("/b.jpg") is None
+
+
+def test_an_entry_is_only_that_of_the_same_content(data):
+    run("annotations", data / "photos", data / "segments", data / "store")
+    store, photo = TeacherStore(data / "store"), data / "photos/a.jpg"
+    assert store.find(photo, content_hash(photo)) == "a"
+    assert store.find(photo, "of another") is None
+    arrays, meta = store.read("a")
+    del meta["content"]
+    store.write("a", arrays, meta)  # as stores were before
+    assert store.find(photo, "of another") == "a"
 
 
 def test_borders_by_hand():

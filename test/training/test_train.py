@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from typer.testing import CliRunner
@@ -23,7 +26,7 @@ from training.ablate import app as ablate
 from training.data.pairs import PairBatch, pixel_grid
 from training.label import app as label
 from training.loop.config import OptimizerConfig, RunConfig, load_config
-from training.loop.trainer import Trainer
+from training.loop.trainer import Trainer, TrainingError
 from training.samfeat.task import FeatureTask, FeatureTaskConfig, LossWeights, carry
 from training.samfeat.train import SamfeatConfig
 from training.samfeat.validation import MatchingValidation
@@ -55,17 +58,35 @@ def config(tmp_path, photos):
 
 
 def run_training(config, output, *overrides, processes=0):
+    with started_training(config, output, *overrides, processes=processes) as run:
+        stdout, stderr = run.communicate(timeout=300)
+    return subprocess.CompletedProcess(run.args, run.returncode, stdout, stderr)
+
+
+def started_training(config, output, *overrides, processes=0):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*(launcher if processes else [sys.executable]), "-m", "training.train"]
     arguments = ["--config", str(config), "--output", str(output), "--device", "cpu", "--threads", "1", *overrides]
-    options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, "timeout": 300}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, **options)
+    options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, "text": True}
+    return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_run_writes_weights_that_load_and_resumes_to_the_same_result(config, tmp_path):
     whole = run_training(config, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     load_network("samfeat-nano", tmp_path / "whole" / "best.safetensors")
+    with safe_open(tmp_path / "whole" / "best.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["model"] == "samfeat-nano" and metadata["processes"] == "1" and metadata["torch"]
+    assert json.loads(metadata["config"])["seed"] == 0 and int(metadata["step"]) in (3, 6)
+    assert len(metadata["data"]) == 16 and (metadata["commit"] == "unknown" or len(metadata["commit"]) >= 40)
     half = run_training(config, tmp_path / "half", "--set", "steps=3", "--set", "optimizer.cooldown=0")
     assert half.returncode == 0, half.stderr
     straight = run_training(config, tmp_path / "straight", "--set", "optimizer.cooldown=0")
@@ -113,7 +134,12 @@ def test_two_processes_train_one_network(config, tmp_path):
         ({"data": 3}, 2, "data is 3, expected a section"),
         ({"model": "sift"}, 2, "unknown model 'sift'"),
         ({"precision": "fp8"}, 2, "precision is 'fp8'"),
-        ({"optimizer": {"schedule": "steps"}}, 2, "optimizer.schedule is 'steps', expected one of linear, cosine"),
+        ({"steps": 0}, 2, "steps is 0, expected at least 1"),
+        ({"validate_every": 0}, 2, "validate_every is 0, expected at least 1"),
+        ({"data": {"pairs": ["x"], "parallax": 0.2}}, 2, "data.parallax is 0.2, which of a batch of 2 is no pair"),
+        ({"data": {"batch": 0}}, 2, "data.batch is 0, expected at least 1"),
+        ({"optimizer": {"lr": 0.0}}, 2, "optimizer.lr is 0, expected more than 0"),
+        ({"optimizer": {"schedule": "cosin"}}, 2, "optimizer.schedule is 'cosin', expected one of linear, cosine"),
         ({"data": {"photos": ["/nowhere"]}}, 1, "/nowhere: no such folder of photographs"),
         ({"data": {"size": [60, 64]}}, 2, "data.size is 60x64"),
         ({"losses": {"edge": 1.0}}, 2, "losses.edge is 1.0, but data.teacher names no store"),
@@ -302,6 +328,90 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     other.task.network = other.network = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="last.pt: cannot be resumed"):
         other.run()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"random": [None, None]}, "a run of 2 processes, which 1 cannot resume"),
+        ({"data": "others"}, "its run was trained on other data"),
+    ],
+)
+def test_a_checkpoint_of_other_ranks_or_data_is_refused(tmp_path, change, text):
+    make_trainer(Numbers(), tmp_path, 8).run()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    torch.save({**state, **change}, tmp_path / "last.pt")
+    with pytest.raises(FileError, match=f"last.pt: {text}"):
+        make_trainer(Numbers(), tmp_path, 8).run()
+
+
+def test_a_resumed_run_validates_each_step_once(tmp_path):
+    make_trainer(Numbers(), tmp_path, 8).run()
+    curve = tmp_path / "validation.jsonl"
+    with curve.open("a") as file:  # as a run killed between a validation and its checkpoint leaves it
+        file.write('{"step": 15, "score": 9.0}\n')
+    trainer = make_trainer(Numbers(), tmp_path, 8)
+    trainer.steps = 15
+    trainer.run()
+    assert [json.loads(line)["step"] for line in curve.read_text().splitlines()] == [5, 10, 15]
+    assert json.loads(curve.read_text().splitlines()[-1])["score"] == 0.0
+
+
+class Normalized(nn.Module):
+    """A task with running statistics, and batches of which some are broken."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def forward(self, batch, step):
+        return {"loss": self.network(batch).square().mean()}
+
+
+class Broken(Numbers):
+    def __init__(self, bad):
+        super().__init__()
+        self.bad, self.count = bad, 0
+
+    def sample(self, count):
+        self.count += 1
+        return super().sample(count) * (torch.nan if self.count in self.bad else 1)
+
+
+def test_a_batch_that_is_not_finite_leaves_no_trace_and_is_counted(tmp_path):
+    config = RunConfig(steps=100, precision="fp32", validate_every=100)
+    trainer = Trainer(Normalized(), Broken({2, 3}), lambda _: {"score": 0.0}, tmp_path, config, batch=8)
+    trainer.train_step()
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.train_step()
+    trainer.train_step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
+    assert (trainer.bad, trainer.bad_in_a_row) == (2, 2)
+    trainer.train_step()
+    assert (trainer.bad, trainer.bad_in_a_row) == (2, 0)
+    assert not torch.equal(trainer.network[0].running_mean, before["0.running_mean"])
+
+
+def test_a_run_whose_batches_stay_broken_ends(tmp_path):
+    config = RunConfig(steps=100, precision="fp32", validate_every=100)
+    trainer = Trainer(Normalized(), Broken(range(5, 1000)), lambda _: {"score": 0.0}, tmp_path, config, batch=8)
+    with pytest.raises(TrainingError, match=r"step 53: the gradient of 50 steps in a row was not finite"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_sigterm_ends_in_a_checkpoint_that_resumes(config, tmp_path, processes):
+    overrides = ("--set", "steps=100000", "--set", "validate_every=100000")
+    with started_training(config, tmp_path / "run", *overrides, processes=processes) as run:
+        until(lambda: any((tmp_path / "run").glob("events*")))
+        time.sleep(3)  # some steps
+        run.send_signal(signal.SIGTERM)
+        _, stderr = run.communicate(timeout=60)
+    assert run.returncode != 0
+    step = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"]
+    assert f"train: stopped by SIGTERM at step {step}; the same command resumes there" in stderr
+    assert step > 0
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):

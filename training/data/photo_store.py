@@ -6,9 +6,10 @@ Layout of a store:
     <name>.npz                 one entry per photograph; <name> is its path below the photographs' folder, no suffix
     skipped-<rank>-of-<n>.txt  photographs the last run could not use, one a line, with the reason
 
-An entry is an npz archive of arrays (`numpy.load` reads it) with a JSON string `meta`. It appears under its name only
-when it is complete and on the disk, so a run that is killed at any moment leaves no broken entry: the same command
-continues. Ranks of `torchrun` (RANK, WORLD_SIZE) take every n-th photograph and never the same one.
+An entry is an npz archive of arrays (`numpy.load` reads it) with a JSON string `meta`. That names the photograph's file
+and its `content`, a hash, so another photograph of the same name is not taken for it. An entry appears under its name
+only when it is complete and on the disk, so a run that is killed at any moment leaves no broken entry: the same
+command continues. Ranks of `torchrun` (RANK, WORLD_SIZE) take every n-th photograph and never the same one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from samfeat_core.engines import fingerprint
 from samfeat_core.errors import SamfeatError, UsageError
 from samfeat_core.files import IMAGE_SUFFIXES, is_image, write_bytes
 from training.progress import progress
@@ -69,6 +71,14 @@ def find_photos(folder: str | Path) -> list[PhotoFile]:
     if not found:
         raise StoreError(f"{root}: no photographs in it ({', '.join(IMAGE_SUFFIXES)})")
     return [PhotoFile(name, path) for name, path in sorted(found.items())]
+
+
+def content_hash(path: Path) -> str:
+    """What tells photographs of one name apart. SkipPhoto: the file cannot be read."""
+    try:
+        return fingerprint(path)
+    except OSError as error:
+        raise SkipPhoto(f"cannot be read: {error.strerror}") from error
 
 
 def read_photo(path: str | Path, grey: bool = False) -> np.ndarray:
@@ -176,14 +186,22 @@ class PhotoStore:
         except (OSError, zipfile.BadZipFile):
             return False
 
-    def find(self, path: str | Path) -> str | None:
+    def find(self, path: str | Path, content: str | None = None) -> str | None:
         """The entry of a photograph's file, whichever folder above it the store was made from; None without one.
 
         The longest part of the path counts: of entries `a/x` and `x`, `photos/a/x.jpg` finds the first.
+
+        Args:
+            content: `content_hash` of the file; entries that name another do not count. (Stores from before 0.2.0 name
+                none.)
         """
         parts = Path(path).with_suffix("").parts
         names = ("/".join(parts[start:]) for start in range(len(parts)))
-        return next((name for name in names if not name.startswith("/") and self.path(name).is_file()), None)
+        there = (name for name in names if not name.startswith("/") and self.path(name).is_file())
+        return next((name for name in there if content is None or self._content(name) in (content, None)), None)
+
+    def _content(self, name: str) -> object:
+        return self.read(name, "meta")[1].get("content")
 
     def write(self, name: str, arrays: dict[str, np.ndarray], meta: dict[str, object]) -> None:
         """Writes an entry, at once and whole.
@@ -258,7 +276,7 @@ def fill(store: PhotoStore, photos: Iterable[PhotoFile], work: Work, title: str)
             notes: list[str] = []
             try:
                 arrays, meta = work(photo, notes.append)
-                store.write(photo.name, arrays, {"photo": photo.path.name, **meta})
+                store.write(photo.name, arrays, {"photo": photo.path.name, "content": content_hash(photo.path), **meta})
                 report.written += 1
             except SkipPhoto as reason:
                 notes.append(str(reason))

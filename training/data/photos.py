@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from training.data.feature_store import FeatureStore
 from training.data.label_store import LabelStore
-from training.data.photo_store import SkipPhoto, StoreError, find_photos, read_photo
+from training.data.photo_store import PhotoStore, SkipPhoto, StoreError, content_hash, find_photos, read_photo
 from training.data.teacher_store import TeacherStore
 from training.progress import progress
 
@@ -53,6 +53,7 @@ class Photo:
         embedding: (256, 64, 64) float16 of the SAM encoder, or None.
         keypoints: (n, 2) float32 labelled keypoints in pixels of the full level, or None.
         references: features to imitate, by octave; empty without.
+        content: hash of its file.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Photo:
     embedding: Tensor | None = None
     keypoints: Tensor | None = None
     references: list[ReferenceOctave] = field(default_factory=list)
+    content: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -154,14 +156,14 @@ class PhotoLoader:
         if self.channels == 3:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
-        photo = Photo(name, pyramid(planes))
+        photo = Photo(name, pyramid(planes), content=content_hash(path))
         self._add_teacher(photo, path, size)
         self._add_labels(photo, path, size)
         self._add_references(photo, path, size)
         return photo
 
     def _add_teacher(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
-        entry_name = self.teacher.find(path) if self.teacher is not None else None
+        entry_name = self.teacher.find(path, photo.content) if self.teacher is not None else None
         if self.teacher is None or entry_name is None:
             return
         entry = self.teacher.entry(entry_name)
@@ -173,7 +175,7 @@ class PhotoLoader:
         photo.embedding = None if entry.embedding is None else torch.from_numpy(entry.embedding)
 
     def _add_labels(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
-        entry_name = self.labels.find(path) if self.labels is not None else None
+        entry_name = self.labels.find(path, photo.content) if self.labels is not None else None
         if self.labels is None or entry_name is None:
             return
         entry = self.labels.labels(entry_name)
@@ -181,7 +183,7 @@ class PhotoLoader:
         photo.keypoints = resized(entry.keypoints, size, photo.size)
 
     def _add_references(self, photo: Photo, path: Path, size: tuple[int, int]) -> None:
-        entry_name = self.features.find(path) if self.features is not None else None
+        entry_name = self.features.find(path, photo.content) if self.features is not None else None
         if self.features is None or entry_name is None:
             return
         entry = self.features.features(entry_name)
@@ -219,13 +221,22 @@ def check_size(size: tuple[int, int], seen: tuple[int, int], who: str) -> None:
         raise SkipPhoto(f"is {size[0]}x{size[1]}, {who} saw {seen[0]}x{seen[1]}")
 
 
+def check_coverage(store: PhotoStore, have: int, photos: int) -> None:
+    """Says of how many photographs a store has an entry. StoreError: of none."""
+    line = f"{store.folder}: {have:,} of {photos:,} photographs have an entry"
+    if not have:
+        raise StoreError(f"{line}, of that name and content: it was made of others")
+    if have < photos:
+        tqdm.write(line)
+
+
 def load_photos(
     folders: Sequence[str | Path], loader: PhotoLoader, device: torch.device | str = "cpu", workers: int = 4
 ) -> PhotoSource:
     """Every photograph of the folders, in memory; those that cannot be used are listed and skipped.
 
     Raises:
-        StoreError: a folder has no photographs, or none of them can be used.
+        StoreError: a folder has no photographs, or none of them can be used; a store has an entry of none of them.
     """
     found = [photo for folder in folders for photo in find_photos(folder)]
     skipped: list[tuple[Path, str]] = []
@@ -248,4 +259,11 @@ def load_photos(
         tqdm.write(f"skipped {path}: {reason}")
     if not photos:
         raise StoreError(f"none of the {len(found)} photographs under {', '.join(map(str, folders))} could be used")
+    for store, have in (
+        (loader.teacher, [photo.has_teacher for photo in photos]),
+        (loader.labels, [photo.keypoints is not None for photo in photos]),
+        (loader.features, [bool(photo.references) for photo in photos]),
+    ):
+        if store is not None:
+            check_coverage(store, sum(have), len(photos))
     return PhotoSource(photos, skipped)

@@ -88,7 +88,7 @@ def _block(title: str, rows: Sequence[dict]) -> str:
     columns = COLUMNS[rows[0]["kind"]]
     lines = [["extractor", *(name for name, _, _ in columns)]]
     for row in rows:
-        lines.append([row["extractor"], *(_cell(row, key, digits) for _, key, digits in columns)])
+        lines.append([row["extractor"], *(cell(row, key, digits) for _, key, digits in columns)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     protocol = [f"{key} {value}" for key, value in rows[0].get("protocol", {}).items() if value is not None]
@@ -96,7 +96,8 @@ def _block(title: str, rows: Sequence[dict]) -> str:
     return "\n".join(["; ".join([f"{title}: {rows[0]['pairs']} {unit}", *protocol]), *body])
 
 
-def _cell(row: dict, key: str, digits: int) -> str:
+def cell(row: dict, key: str, digits: int) -> str:
+    """The figure of a result under a dotted key, as the tables show it; "-" where it has none."""
     value: object = row
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

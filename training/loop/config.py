@@ -9,7 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,8 @@ class OptimizerConfig:
     ema: float = 0.999
 
     def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UsageError(f"optimizer.lr is {self.lr:g}, expected more than 0")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"optimizer.schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
 
@@ -57,7 +59,7 @@ class RunConfig:
         validate_every: steps between validations and checkpoints.
 
     Raises:
-        UsageError: there is no such precision.
+        UsageError: there is no such precision, or a number of steps is below 1.
     """
 
     steps: int = 10000
@@ -69,6 +71,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        at_least("steps", self.steps, 1)
+        at_least("validate_every", self.validate_every, 1)
+
+
+def at_least(key: str, value: int, least: int) -> None:
+    """UsageError names a key whose value is too small."""
+    if value < least:
+        raise UsageError(f"{key} is {value}, expected at least {least}")
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -131,6 +141,10 @@ def build(cls: type, tree: Any, source: str, prefix: str) -> Any:
     unknown = sorted(set(tree) - set(hints))
     if unknown:
         raise UsageError(f"{source}: unknown key {prefix}{unknown[0]}; known are {', '.join(hints)}")
+    needed = [entry.name for entry in dataclasses.fields(cls) if entry.default is entry.default_factory is MISSING]
+    missing = [name for name in needed if name not in tree]
+    if missing:
+        raise UsageError(f"{source}: key {prefix}{missing[0]} is missing")
     return cls(**{key: convert(hints[key], value, source, f"{prefix}{key}") for key, value in tree.items()})
 
 
@@ -146,6 +160,10 @@ def convert(hint: Any, value: Any, source: str, key: str) -> Any:
         if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
             raise UsageError(f"{source}: {key} is {value!r}, expected a list" + (f" of {length}" if length else ""))
         return tuple(convert(arguments[0], item, source, key) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{source}: {key} is {value!r}, expected a section of keys")
+        return {str(name): convert(arguments[1], item, source, f"{key}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text

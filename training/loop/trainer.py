@@ -3,7 +3,7 @@
 A task answers `task(batch, step) -> dict of weighted losses` and has `.network`; a source answers
 `source.sample(count) -> batch`. The trainer owns precision, optimisation, averaging, checkpoints, logs and
 distribution. All randomness is torch's global generator, whose state is in the checkpoint: a resumed run
-continues to the same result.
+continues to the same result. A step whose gradient is not finite is undone, and a SIGTERM ends in a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,10 +29,11 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from samfeat_core.errors import FileError, WeightsError, one_line
-from samfeat_core.files import replacing
+from samfeat_core.errors import FileError, SamfeatError, WeightsError, one_line
+from samfeat_core.files import replacing, write_bytes
 from samfeat_core.weights import load_pth
 from training.loop.config import RunConfig
+from training.loop.provenance import provenance
 from training.progress import progress
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -41,6 +43,11 @@ CONFIG = "config.json"
 MAY_CHANGE = ("steps", "validate_every")  # between an interrupted run and its continuation
 BEST = "best.safetensors"
 CURVE = "validation.jsonl"
+MOST_BAD = 50  # steps in a row without a finite gradient; the scaler of fp16 needs about 16 to find its scale
+
+
+class TrainingError(SamfeatError):
+    """A run cannot go on, or was told to stop."""
 
 
 class Source(Protocol):
@@ -59,7 +66,8 @@ class Trainer:
     Args:
         validate: network -> dict of scores; "score" selects the best checkpoint.
         batch: samples per step and process.
-        metadata: what the best weights file says about itself.
+        metadata: what the best weights file says about itself, besides configuration, provenance and step.
+        data: identity of what is trained on; a run whose checkpoint names another is not resumed.
     """
 
     def __init__(
@@ -73,19 +81,28 @@ class Trainer:
         batch: int,
         device: torch.device | str = "cpu",
         metadata: Mapping[str, str] | None = None,
+        data: str = "",
     ) -> None:
         self.device = torch.device(device)
         self.task = task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = task.network  # type: ignore[assignment]
         self.source, self.validate, self.output = source, validate, Path(output)
         self.batch, self.steps, self.validate_every = batch, config.steps, config.validate_every
-        self.config, self.metadata = config.optimizer, dict(metadata or {})
+        self.config, self.data = config.optimizer, data
+        self.ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self.metadata = {
+            **provenance(),
+            "config": json.dumps(dataclasses.asdict(config)),
+            "data": data,
+            "processes": str(self.ranks),
+            **(metadata or {}),
+        }
         self.dtype = AUTOCAST[config.precision]
         self.rank = own_rank()
         # Losses come and go by schedule, so not every parameter has a gradient in every step.
         self.model = DistributedDataParallel(task, find_unused_parameters=True) if dist.is_initialized() else task
         parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
-        self.parameters = parameters
+        self.parameters, self.buffers = parameters, list(task.buffers())
         self.optimizer = torch.optim.AdamW(
             parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=self.device.type == "cuda"
         )
@@ -94,6 +111,7 @@ class Trainer:
         self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         torch.backends.cudnn.benchmark = True  # batches have one size: let cuDNN try its kernels once
         self.step, self.best = 0, -math.inf
+        self.bad, self.bad_in_a_row, self.told_to_stop = 0, 0, False
         self.busy, self.waited = 0.0, 0.0
 
     def _rate(self, step: int) -> float:
@@ -119,7 +137,13 @@ class Trainer:
             torch._foreach_copy_(means, new)
 
     def run(self) -> float:
-        """Train to the last step, resuming from `output/last.pt` where it exists; returns the best score (rank 0)."""
+        """Train to the last step, resuming from `output/last.pt` where it exists; returns the best score (rank 0).
+
+        Raises:
+            FileError: the checkpoint is damaged or of another run.
+            TrainingError: no finite gradient in `MOST_BAD` steps in a row; or a SIGTERM came, and the checkpoint holds
+                the last step.
+        """
         self.resume()
         writer = None
         if self.rank == 0:
@@ -128,23 +152,47 @@ class Trainer:
         self.model.train()
         steps = range(self.step, self.steps)
         bar = progress(steps, "training", "step", shown=self.rank == 0, total=self.steps, initial=self.step)
-        for _ in bar:
-            losses = self.train_step()
-            if writer is not None and (self.step % 50 == 0 or self.step == 1):
-                self._log(writer, losses, bar)
-            if self.step % self.validate_every == 0 or self.step == self.steps:
-                self._validate_and_save(writer)
+        with self._stopping_on_sigterm():
+            for _ in bar:
+                losses = self.train_step()
+                if writer is not None and (self.step % 50 == 0 or self.step == 1):
+                    self._log(writer, losses, bar)
+                if self.step % self.validate_every == 0 or self.step == self.steps:
+                    self._validate_and_save(writer)
+                elif self._shall_stop():
+                    self.save()
+                    raise TrainingError(f"stopped by SIGTERM at step {self.step}; the same command resumes there")
         if writer is not None:
             writer.close()
         if dist.is_initialized():
             dist.barrier()  # a rank that leaves while another still writes can take it down
         return self.best
 
+    @contextmanager
+    def _stopping_on_sigterm(self) -> Iterator[None]:
+        def note(*_: object) -> None:
+            self.told_to_stop = True
+
+        former = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, former)
+
+    def _shall_stop(self) -> bool:
+        """Whether any rank was told to stop: the signal reaches them in different steps, but they save together."""
+        if not dist.is_initialized():
+            return self.told_to_stop
+        told = torch.tensor(float(self.told_to_stop), device=self.device)
+        dist.all_reduce(told)
+        return bool(told)
+
     def train_step(self) -> dict[str, Tensor]:
-        """One optimisation step on one fresh batch."""
+        """One optimisation step on one fresh batch. TrainingError: the gradient was not finite `MOST_BAD` times."""
         begin = time.perf_counter()
         batch = self.source.sample(self.batch)
         self.waited += time.perf_counter() - begin
+        before = [buffer.clone() for buffer in self.buffers]
         autocast = torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext()
         with autocast:
             losses = self.model(batch, self.step)
@@ -153,8 +201,11 @@ class Trainer:
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        if torch.isfinite(norm):  # one bad batch must not end a long run
+        if torch.isfinite(norm):  # the gradient is the joint one, so all ranks decide alike
             self.scaler.step(self.optimizer)
+            self.bad_in_a_row = 0
+        else:
+            self._undo(before)
         self.scaler.update()
         self.schedule.step()
         self.average.update_parameters(self.network)
@@ -162,12 +213,25 @@ class Trainer:
         self.busy += time.perf_counter() - begin
         return {**{name: loss.detach() for name, loss in losses.items()}, "total": total.detach(), "norm": norm}
 
+    def _undo(self, buffers: list[Tensor]) -> None:
+        """One bad batch must not end a long run: it leaves no trace in running statistics, but is counted."""
+        for buffer, former in zip(self.buffers, buffers, strict=True):
+            buffer.copy_(former)
+        self.bad += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row == MOST_BAD:
+            raise TrainingError(
+                f"step {self.step}: the gradient of {MOST_BAD} steps in a row was not finite; the last checkpoint in "
+                f"{self.output} is from before (a lower optimizer.lr, or precision=fp32, may help)"
+            )
+
     def _log(self, writer: SummaryWriter, losses: dict[str, Tensor], bar: tqdm) -> None:
         values = {name: float(value) for name, value in losses.items()}
         for name, value in values.items():
             writer.add_scalar(f"train/{name}", value, self.step)
         for name, figure in getattr(self.task, "figures", {}).items():  # what else a task wants logged
             writer.add_scalar(f"train/{name}", float(figure), self.step)
+        writer.add_scalar("train/bad_steps", self.bad, self.step)
         writer.add_scalar("train/rate", self.schedule.get_last_lr()[0], self.step)
         writer.add_scalar("train/data_share", self.waited / max(self.busy, 1e-9), self.step)
         if (busy := gpu_busy(self.device)) is not None:
@@ -190,7 +254,8 @@ class Trainer:
             if scores["score"] > self.best:
                 self.best = scores["score"]
                 state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-                write_whole(self.output / BEST, lambda path: save_file(state, path, self.metadata))
+                metadata = {**self.metadata, "step": str(self.step), "score": f"{self.best:.4f}"}
+                write_whole(self.output / BEST, lambda path: save_file(state, path, metadata))
         if dist.is_initialized():
             dist.barrier()
         self.save()
@@ -214,6 +279,8 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "best": self.best,
+            "bad": self.bad,
+            "data": self.data,
             "random": states,
         }
         write_whole(self.output / CHECKPOINT, lambda path: torch.save(state, path))
@@ -230,15 +297,29 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])
-            random = state["random"][self.rank]
+            states, data = state["random"], state.get("data", self.data)  # earlier checkpoints do not say
+            random = states[self.rank % len(states)]
         except (WeightsError, RuntimeError, KeyError, IndexError, ValueError) as error:
             reason = one_line(str(error).removeprefix(f"{path}: "), 160) or "damaged"
             raise FileError(f"{path}: cannot be resumed ({reason})") from None
-        self.step, self.best = state["step"], state["best"]
+        if len(states) != self.ranks:
+            raise FileError(f"{path}: a run of {len(states)} processes, which {self.ranks} cannot resume")
+        if data != self.data:
+            raise FileError(f"{path}: its run was trained on other data: give another --output")
+        self.step, self.best, self.bad = state["step"], state["best"], state.get("bad", 0)
+        if self.rank == 0:
+            forget_after(self.output / CURVE, self.step)
         torch.set_rng_state(random["cpu"])
         self.source.restore(random["source"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.device)
+
+
+def forget_after(curve: Path, step: int) -> None:
+    """Remove validations after a step, which a resumed run makes again."""
+    if curve.exists():
+        lines = [line for line in curve.read_text().splitlines() if json.loads(line)["step"] <= step]
+        write_bytes(curve, "".join(f"{line}\n" for line in lines).encode())
 
 
 def write_config(config: Any, output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from training.data.photometric import Photometric
 from training.data.photos import PhotoLoader, PhotoSource, load_photos
 from training.data.stored_pairs import Pair, PairSampler, StoredPairs
 from training.data.teacher_store import TeacherStore
+from training.loop.config import at_least
 from training.samfeat.losses.matching import CELL
 
 COLOUR = 3  # channels, also for a grey network: the grey conversion is randomised per view (`photometric.grey`)
@@ -42,6 +44,9 @@ class DataConfig:
         parallax: share of every batch that comes from `pairs`.
         long_side: photographs are decoded no larger than this.
         validation: share of the photographs held out to select the best checkpoint.
+
+    Raises:
+        UsageError: the batch is below 1, or the share of `pairs` in it is none.
     """
 
     photos: tuple[str, ...] = ()
@@ -56,14 +61,27 @@ class DataConfig:
     validation: float = 0.03
     homography: HomographyConfig = HomographyConfig()
 
+    def __post_init__(self) -> None:
+        at_least("data.batch", self.batch, 1)
+        if self.pairs and self.parallax and not round(self.batch * self.parallax):
+            raise UsageError(
+                f"data.parallax is {self.parallax:g}, which of a batch of {self.batch} is no pair: "
+                f"give data.pairs=[], or a data.parallax of more than {0.5 / self.batch:g}"
+            )
+
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A configuration's data in memory. Runs whose data are the same can share them, as an ablation does."""
+    """A configuration's data in memory. Runs whose data are the same can share them, as an ablation does.
+
+    Attributes:
+        identity: hash of what is trained on: the photographs' contents, and the files of the stored pairs.
+    """
 
     photos: PhotoSource
     held_out: PhotoSource
     parallax: list[Pair]
+    identity: str
 
 
 def prepare(config: DataConfig, model: str, device: torch.device) -> PreparedData:
@@ -84,8 +102,17 @@ def prepare(config: DataConfig, model: str, device: torch.device) -> PreparedDat
         opened(FeatureStore(config.features)) if config.features else None,
     )
     stored = [StoredPairs(folder) for folder in config.pairs if config.parallax]
-    photos, held_out = hold_out(load_photos(config.photos, loader, device), config.validation)
-    return PreparedData(photos, held_out, [pairs[index] for pairs in stored for index in range(len(pairs))])
+    every = load_photos(config.photos, loader, device)
+    photos, held_out = hold_out(every, config.validation)
+    parallax = [pairs[index] for pairs in stored for index in range(len(pairs))]
+    return PreparedData(photos, held_out, parallax, identity(every, stored))
+
+
+def identity(photos: PhotoSource, stored: list[StoredPairs]) -> str:
+    """16 hex digits that change with any photograph's content, and with the number or sizes of the stored pairs."""
+    parts = [f"{photo.name} {photo.content}" for photo in photos.photos]
+    parts += [f"{path.name} {path.stat().st_size}" for pairs in stored for path in pairs.paths]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def opened(store: Store) -> Store:

@@ -81,5 +81,6 @@ def train(config: SamfeatConfig, output: Path, device: torch.device, prepared: P
         batch=config.data.batch,
         device=device,
         metadata={"model": config.model},
+        data=prepared.identity,
     )
     return trainer.run()

@@ -23,6 +23,7 @@ from samfeat_core.poses import relative_pose, rotation_angle
 from samfeat_core.sequence import ImageSequence
 from samfeat_core.two_view import fundamental_matrix, normalize_points
 from training.data.geometry import cover, scale_and_cut
+from training.loop.config import at_least
 
 # How far surfaces may be, in multiples of the baseline, when nothing is known but poses. Nearer ones move across half
 # of the image from one view to the other, further ones show no parallax.
@@ -58,6 +59,9 @@ class PoseDataConfig:
     min_baseline: float = 0.05
     validation: float = 0.1
     per_scene: int = 5000
+
+    def __post_init__(self) -> None:
+        at_least("data.batch", self.batch, 1)
 
 
 class PosedImage(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from samfeat_core.models import ModelSpec, build_network, model_spec
-from training.loop.config import RunConfig
+from training.loop.config import RunConfig, at_least
 from training.loop.trainer import Trainer, check_same_run, own_rank, write_config
 from training.samfeat.labels.network import NetworkDetector
 from training.samfeat.labels.shapes import render
@@ -49,6 +49,7 @@ class ShapesConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least("batch", self.batch, 1)
         model_spec(self.model)
 
 
