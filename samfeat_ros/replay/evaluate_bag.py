@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import typer
 import yaml
-from tqdm import tqdm
 
 from samfeat_core.command import DEVICE_HELP, ENGINE_HELP, FAILED, errors_in_one_line
 from samfeat_core.errors import SamfeatError, UsageError, one_line
 from samfeat_core.files import write_json
+from samfeat_core.progress import progress
 from samfeat_ros.environment import prepare_environment
 from samfeat_ros.replay.interrupts import interrupt_on_signals
 
 if TYPE_CHECKING:  # the rest imports ROS, which prepare_environment must precede
+    from tqdm import tqdm
+
     from samfeat_ros.replay.evaluation.footage import Footage
     from samfeat_ros.replay.evaluation.ground_truth import GroundTruth
     from samfeat_ros.replay.evaluation.metrics import Truth
@@ -44,7 +46,7 @@ OWN_OPTIONS = {
     "autostart": "the playback sets it",
     "image_transport": "the playback sets it",
 }
-REPORT_FILES = ("report.json", "report.html")
+REPORT, PAGE, FRAMES, TRAJECTORIES = "report.json", "report.html", "frames.csv", "trajectories"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -74,7 +76,9 @@ def evaluate(
     engine: str = typer.Option("auto", help=f"Engine of the models: {ENGINE_HELP}"),
     parameter: list[str] = typer.Option([], help="Further parameter of the node, NAME=VALUE; repeat for more."),
     rectified: bool = typer.Option(False, help="The images are rectified: take P of CameraInfo, and no distortion."),
-    limit: int = typer.Option(None, min=1, help="Use only the first so many images."),
+    start: float = typer.Option(0.0, help="Leave out so many seconds at the beginning of the images."),
+    duration: float = typer.Option(None, help="Use only so many seconds of the images."),
+    limit: int = typer.Option(None, min=1, help="Use only so many images."),
     output: Path = typer.Option(None, help="Folder of the report; default: out/evaluate_bag/<name of the bag>."),
     overwrite: bool = typer.Option(False, help="Replace a report that is there."),
 ) -> None:
@@ -98,12 +102,14 @@ def evaluate(
             "min_baseline_m": _not_negative("--min-baseline", min_baseline),
             "extrinsics": extrinsics,
             "rectified": rectified,
+            "start_s": _not_negative("--start", start),
+            "duration_s": None if duration is None else _not_negative("--duration", duration),
             "limit": limit,
         }
         camera_in_body = _extrinsics(extrinsics)
         folder = output or Path("out", "evaluate_bag", bag.resolve().name)
         _make_room(folder, overwrite)
-        footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, limit, parameters)
+        footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, settings, parameters)
         try:
             known: tuple[GroundTruth | None, Truth | None] = (None, None)
             if ground_truth:
@@ -127,7 +133,8 @@ def evaluate(
 
 def _make_room(folder: Path, overwrite: bool) -> None:
     """Remove the report of an earlier run, if the user agrees: a run that fails must not seem to have written it."""
-    there = [folder / name for name in REPORT_FILES if (folder / name).exists()]
+    there = [folder / name for name in (REPORT, PAGE, FRAMES) if (folder / name).exists()]
+    there += sorted((folder / TRAJECTORIES).glob("*.tum"))
     if there and not overwrite:
         question = f"{there[0]} exists. Replace it?"
         if not (sys.stdin.isatty() and typer.confirm(question, err=True)):
@@ -141,16 +148,17 @@ def _open_footage(
     image_topic: str | None,
     camera_info_topic: str | None,
     camera_info: Path | None,
-    limit: int | None,
+    settings: dict[str, Any],
     parameters: dict[str, Any],
 ) -> Footage:
     from samfeat_ros.node.parameters import Parameters
     from samfeat_ros.replay.evaluation.footage import Footage
     from samfeat_ros.replay.recording import Recording
 
-    recording = Recording(bag, image_topic, camera_info_topic, limit)
+    part = {name: settings[name] for name in ("limit", "start_s", "duration_s")}
+    recording = Recording(bag, image_topic, camera_info_topic, **part)
     full_scale = parameters.get("full_scale_16bit", Parameters.full_scale_16bit)
-    with _bar("reading", recording.count) as bar:
+    with progress(None, "reading", "frame", total=recording.count, leave=False) as bar:
         footage = Footage(recording, camera_info, parameters["rectified"], bar.update, full_scale)
     for line in footage.problems:
         _warn(line)
@@ -164,7 +172,9 @@ def _ground_truth(
     from samfeat_ros.replay.evaluation.ground_truth import GroundTruthError, read_ground_truth
     from samfeat_ros.replay.evaluation.metrics import Truth
 
-    truth = read_ground_truth(source, footage.bag, footage.total, cut=settings["limit"] is not None)
+    truth = read_ground_truth(
+        source, footage.bag, footage.reached, cut=any(settings[name] for name in ("limit", "duration_s"))
+    )
     truth = truth.with_camera_at(camera_in_body)
     stamps = np.array([frame.stamp_ns for frame in footage.frames])
     numbers = np.array([frame.number for frame in footage.frames])
@@ -209,10 +219,10 @@ def _run_all(
 
     for number, choice in enumerate(models):
         log = folder / f"node_{number}_{choice.name}.log"
-        with _bar(choice.label, len(footage.frames)) as bar:
+        with _playing(choice.label, footage) as bar:
             attempt(choice.label, partial(run_model, choice, footage, keypoints, rate, bar.update, log))
     for name in classics:
-        with _bar(name, len(footage.frames)) as bar:
+        with _playing(name, footage) as bar:
             attempt(name, partial(run_classic, name, footage, keypoints, rate, bar.update, **shared))
 
 
@@ -229,30 +239,33 @@ def _report(
     from samfeat_ros.replay.evaluation.footage import FootageError
     from samfeat_ros.replay.evaluation.page import write_page
     from samfeat_ros.replay.evaluation.report import build_report, evaluate_run, text_table, where_classic_wins
+    from samfeat_ros.replay.evaluation.tables import write_frames, write_trajectories
 
     for name, reason in failures.items():
         typer.echo(f"evaluate_bag: {name}: {reason}", err=True)
     if not runs:
         raise FootageError(f"{footage.bag.path}: nothing could be evaluated")
     evaluated = []
-    with _bar("judging", len(runs)) as bar:
+    with progress(None, "judging", "front-end", total=len(runs), leave=False) as bar:
         for run in runs:
             evaluated.append(evaluate_run(run, footage, known[1], settings["gaps"]))
             bar.update()
     report = build_report(footage, *known, evaluated, failures, settings, interrupted)
-    write_json(folder / "report.json", report)
-    write_page(report, evaluated, footage, folder / "report.html")
+    write_json(folder / REPORT, report)
+    write_page(report, evaluated, footage, folder / PAGE)
+    write_frames(evaluated, footage, folder / FRAMES)
+    write_trajectories(evaluated, footage, known[1], folder / TRAJECTORIES)
     typer.echo(text_table(report))
     if wins := where_classic_wins(report):
         typer.echo("\n  ".join(["A classic front-end is better than every model in:", *wins]))
     for line in report["missing"]:
         typer.echo(f"evaluate_bag: missing: {line}", err=True)
-    typer.echo(f"report{' (partial)' if interrupted else ''}: {folder / 'report.html'} and report.json")
+    typer.echo(f"report{' (partial)' if interrupted else ''}: {folder / PAGE} and {REPORT}")
     return list(report["missing"])
 
 
-def _bar(name: str, count: int) -> tqdm:
-    return tqdm(total=count, desc=name, unit="", leave=False, dynamic_ncols=True, disable=None)  # none in files
+def _playing(name: str, footage: Footage) -> tqdm:
+    return progress(None, name, "frame", total=len(footage.frames), leave=False)
 
 
 def _warn(line: str) -> None:

@@ -20,6 +20,7 @@ from samfeat_core.command import errors_in_one_line
 from samfeat_core.errors import FileError, UsageError
 from samfeat_core.files import read_image
 from samfeat_core.poses import quaternion
+from samfeat_core.progress import progress
 from samfeat_core.sequence import ImageSequence
 from samfeat_ros.replay.bags import typestore
 from samfeat_ros.stamps import NS_PER_S, split_ns
@@ -191,8 +192,6 @@ def sequence_to_bag(
     overwrite: bool = typer.Option(False, help="Replace a bag that is there."),
 ) -> None:
     """Turn a folder of images with calibration, poses and times into a ROS 2 bag."""
-    from tqdm import tqdm
-
     with errors_in_one_line("sequence_to_bag"):
         if encoding not in ENCODINGS:
             raise UsageError(f"--encoding {encoding}: expected one of {', '.join(ENCODINGS)}")
@@ -207,7 +206,7 @@ def sequence_to_bag(
             encoding, compress, start, limit, ground_truth, overwrite,
         )  # fmt: skip
         total = min(len(sequence), limit or len(sequence))
-        for _ in tqdm(frames, desc=output.name, total=total, unit="frame"):
+        for _ in progress(frames, output.name, "frame", total=total):
             pass
         typer.echo(f"{output}: {total} frames of {sequence.image_size[0]}x{sequence.image_size[1]}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -277,3 +278,21 @@ def test_random_bytes_are_no_bag(tmp_path):
         path.write_bytes(np.random.default_rng(0).bytes(5000))
         code, _, err = evaluate(path, *CLASSIC)
         assert code == 1 and "not readable" in err and str(path) in err
+
+
+def test_frames_and_trajectories_are_files_for_other_tools(bag, tmp_path):
+    """evo reads the poses; the CSV has a row for every frame, and the numbers of report.json."""
+    tools = pytest.importorskip("evo.tools.file_interface")
+    code, _, _ = evaluate(
+        bag, *CLASSIC, "--ground-truth", "/pose", "--start", 0.2, "--duration", 0.95, "--output", tmp_path
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["bag"]["usable"] == 10 and report["settings"]["start_s"] == 0.2
+    with (tmp_path / "frames.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["number"]) for row in rows] == list(range(2, 12)) == report["runs"][0]["per_frame"]["number"]
+    assert [int(row["inliers"]) for row in rows] == report["runs"][0]["per_frame"]["inliers"]
+    truth = tools.read_tum_trajectory_file(tmp_path / "trajectories" / "ground_truth.tum")
+    assert truth.timestamps - truth.timestamps[0] == pytest.approx(np.arange(10) * 0.1, abs=1e-6)
+    step = bag_maker.SHIFT_PX * bag_maker.DEPTH / bag_maker.FOCAL
+    assert np.diff(truth.positions_xyz[:, 0]) == pytest.approx(np.full(9, step))

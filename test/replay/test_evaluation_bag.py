@@ -25,7 +25,7 @@ from samfeat_core.errors import FileError
 from samfeat_core.files import write_json
 from samfeat_core.poses import relative_pose
 from samfeat_ros.image_input import image_from_msg
-from samfeat_ros.replay.evaluation import classic, metrics
+from samfeat_ros.replay.evaluation import classic, metrics, tables
 from samfeat_ros.replay.evaluation import footage as footage_module
 from samfeat_ros.replay.evaluation import trajectory as trajectory_module
 from samfeat_ros.replay.evaluation.calibration import read_calibration
@@ -500,3 +500,24 @@ def test_relative_pose_error_without_holes_is_that_of_evo():
     metric.process_data((PosePath3D(poses_se3=truth), PosePath3D(poses_se3=other)))
     expected = metric.get_statistic(metrics_of_evo.StatisticsType.rmse)
     assert found["translation_rmse_m"] == pytest.approx(expected)
+
+
+def test_frames_that_were_dropped_have_empty_cells(footage, evaluated, tmp_path):
+    item = replace(
+        evaluated[1],
+        entry={
+            **evaluated[1].entry,
+            "per_frame": {"number": [0, 11], "stamp_ns": [1, 2], "inliers": [0, 7], "latency_ms": [1.5, float("nan")]},
+        },
+    )
+    tables.write_frames([item], footage, tmp_path / "frames.csv")
+    lines = (tmp_path / "frames.csv").read_text().splitlines()
+    assert lines[0] == "run,number,stamp_ns,time_s,processed,inliers,latency_ms" and len(lines) == 13
+    assert lines[1].endswith(",1,0,1.5000") and lines[2].endswith(",0,,") and lines[12].endswith(",1,7,")
+
+
+def test_tum_lines_keep_nanoseconds():
+    pose = np.eye(4)
+    pose[:3, 3] = 1, 2, 3
+    (line,) = tables.tum_lines(iter([(1_700_000_000_123_456_789, pose)]))
+    assert line == "1700000000.123456789 1 2 3 0 0 0 1"

@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from samfeat_core.errors import FileError
 from samfeat_core.files import replacing
+from samfeat_core.progress import progress
 from training.loop.config import RunConfig
-from training.progress import progress
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

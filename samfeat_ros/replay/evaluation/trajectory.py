@@ -22,12 +22,24 @@ class Trajectory:
 
     Attributes:
         summary: what the report says, documented in docs/evaluate_bag.md.
-        positions: (K, 3) aligned camera positions; reference: (K, 3) the true ones.
+        numbers: (K,) of the frames.
+        poses: (K, 4, 4) camera-to-world after alignment; reference_poses: (K, 4, 4) the true ones.
     """
 
     summary: dict[str, Any]
-    positions: np.ndarray
-    reference: np.ndarray
+    numbers: list[int]
+    poses: np.ndarray
+    reference_poses: np.ndarray
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(K, 3)."""
+        return self.poses[:, :3, 3]
+
+    @property
+    def reference(self) -> np.ndarray:
+        """(K, 3) true positions."""
+        return self.reference_poses[:, :3, 3]
 
 
 def run_odometry(frames: list[TrackedFrame], camera: Camera) -> tuple[dict[int, np.ndarray], dict[str, int]]:
@@ -85,7 +97,7 @@ def evaluate_trajectory(frames: list[TrackedFrame], camera: Camera, truth: dict[
             if (found := _rpe(numbers, np.array(reference.poses_se3), np.array(estimate.poses_se3), delta))
         },
     }
-    return Trajectory(summary, np.asarray(estimate.positions_xyz), np.asarray(reference.positions_xyz))
+    return Trajectory(summary, numbers, np.array(estimate.poses_se3), np.array(reference.poses_se3))
 
 
 def _ape(reference: Any, estimate: Any) -> float:
