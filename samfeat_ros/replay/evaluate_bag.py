@@ -27,10 +27,12 @@ from samfeat_ros.replay.interrupts import interrupt_on_signals
 if TYPE_CHECKING:  # the rest imports ROS, which prepare_environment must precede
     from tqdm import tqdm
 
+    from samfeat_ros.replay.evaluation.comparison import Change
     from samfeat_ros.replay.evaluation.footage import Footage
     from samfeat_ros.replay.evaluation.ground_truth import GroundTruth
     from samfeat_ros.replay.evaluation.metrics import Truth
     from samfeat_ros.replay.evaluation.node_run import ModelChoice
+    from samfeat_ros.replay.evaluation.requirements import Requirement
     from samfeat_ros.replay.evaluation.runs import Run
 
 # What the classic front-ends share with the node: their argument -> the node's parameter.
@@ -46,7 +48,9 @@ OWN_OPTIONS = {
     "autostart": "the playback sets it",
     "image_transport": "the playback sets it",
 }
-REPORT, PAGE, FRAMES, TRAJECTORIES = "report.json", "report.html", "frames.csv", "trajectories"
+REPORT, PAGE, SUMMARY, FRAMES = "report.json", "report.html", "report.md", "frames.csv"
+TRAJECTORIES = "trajectories"
+REQUIREMENT_FAILED = 3  # exit code
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -79,6 +83,10 @@ def evaluate(
     start: float = typer.Option(0.0, help="Leave out so many seconds at the beginning of the images."),
     duration: float = typer.Option(None, help="Use only so many seconds of the images."),
     limit: int = typer.Option(None, min=1, help="Use only so many images."),
+    compare: Path = typer.Option(None, help="Earlier report.json, or its folder: what has changed since?"),
+    require: list[str] = typer.Option(
+        [], help="[RUN:]FIGURE>=NUMBER, as in 'inliers.p5>=300' or 'ate<=0.3'; exit code 3 if not; repeat for more."
+    ),
     output: Path = typer.Option(None, help="Folder of the report; default: out/evaluate_bag/<name of the bag>."),
     overwrite: bool = typer.Option(False, help="Replace a report that is there."),
 ) -> None:
@@ -94,7 +102,7 @@ def evaluate(
             raise UsageError("--parameter mask_file: the classic front-ends have no mask; expected --classic none")
         if not models and not classics:
             raise UsageError("neither a model nor a classic front-end is asked for")
-        settings = {
+        settings: dict[str, Any] = {
             "rate": "max" if speed is None else speed,
             "keypoints": keypoints,
             "gaps": _gaps(gaps),
@@ -107,6 +115,8 @@ def evaluate(
             "limit": limit,
         }
         camera_in_body = _extrinsics(extrinsics)
+        requirements = _requirements(require, settings["gaps"])
+        earlier = _earlier(compare)
         folder = output or Path("out", "evaluate_bag", bag.resolve().name)
         _make_room(folder, overwrite)
         footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, settings, parameters)
@@ -122,18 +132,20 @@ def evaluate(
                 _run_all(models, classics, footage, keypoints, speed, folder, shared, runs, failures)
             except KeyboardInterrupt:
                 if runs:
-                    _report(footage, known, runs, failures, settings, folder, interrupted=True)
+                    _report(footage, known, runs, failures, settings, folder, requirements, earlier, interrupted=True)
                 raise
-            missing = _report(footage, known, runs, failures, settings, folder)
+            report = _report(footage, known, runs, failures, settings, folder, requirements, earlier)
         finally:
             footage.close()
-    if failures or missing:
+    if not all(result["holds"] for result in report["requirements"]):
+        raise typer.Exit(REQUIREMENT_FAILED)
+    if failures or report["missing"]:
         raise typer.Exit(FAILED)
 
 
 def _make_room(folder: Path, overwrite: bool) -> None:
     """Remove the report of an earlier run, if the user agrees: a run that fails must not seem to have written it."""
-    there = [folder / name for name in (REPORT, PAGE, FRAMES) if (folder / name).exists()]
+    there = [folder / name for name in (REPORT, PAGE, SUMMARY, FRAMES) if (folder / name).exists()]
     there += sorted((folder / TRAJECTORIES).glob("*.tum"))
     if there and not overwrite:
         question = f"{there[0]} exists. Replace it?"
@@ -233,35 +245,66 @@ def _report(
     failures: dict[str, str],
     settings: dict[str, Any],
     folder: Path,
+    requirements: list[Requirement],
+    earlier: dict[str, Any] | None,
     interrupted: bool = False,
-) -> list[str]:
-    """Judge the runs, and write the reports. Returns the figures that were asked for and are not there."""
+) -> dict[str, Any]:
+    """Judge the runs, write the reports, and say what matters. Returns the content of report.json."""
+    from samfeat_ros.replay.evaluation.comparison import compare
     from samfeat_ros.replay.evaluation.footage import FootageError
-    from samfeat_ros.replay.evaluation.page import write_page
-    from samfeat_ros.replay.evaluation.report import build_report, evaluate_run, text_table, where_classic_wins
+    from samfeat_ros.replay.evaluation.page import write_page, write_summary
+    from samfeat_ros.replay.evaluation.report import build_report, evaluate_run
     from samfeat_ros.replay.evaluation.tables import write_frames, write_trajectories
 
     for name, reason in failures.items():
         typer.echo(f"evaluate_bag: {name}: {reason}", err=True)
     if not runs:
         raise FootageError(f"{footage.bag.path}: nothing could be evaluated")
-    evaluated = []
-    with progress(None, "judging", "front-end", total=len(runs), leave=False) as bar:
-        for run in runs:
-            evaluated.append(evaluate_run(run, footage, known[1], settings["gaps"]))
-            bar.update()
-    report = build_report(footage, *known, evaluated, failures, settings, interrupted)
+    steps = sum(len(run.frames) for run in runs) * len(settings["gaps"]) if known[1] else 0
+    with progress(None, "judging", "pair", total=steps, leave=False) as bar:
+        evaluated = [evaluate_run(run, footage, known[1], settings["gaps"], bar.update) for run in runs]
+    report = build_report(footage, *known, evaluated, failures, settings, interrupted, requirements)
+    changes = compare(earlier, report) if earlier else []
     write_json(folder / REPORT, report)
-    write_page(report, evaluated, footage, folder / PAGE)
+    write_page(report, evaluated, footage, folder / PAGE, changes, earlier)
+    write_summary(report, folder / SUMMARY, changes, earlier)
     write_frames(evaluated, footage, folder / FRAMES)
     write_trajectories(evaluated, footage, known[1], folder / TRAJECTORIES)
+    _say(report, changes)
+    typer.echo(f"report{' (partial)' if interrupted else ''}: {folder / PAGE} and {REPORT}")
+    return report
+
+
+def _say(report: dict[str, Any], changes: list[Change]) -> None:
+    """Verdict and table on stdout; what is missing, and what fails a requirement, on stderr."""
+    from samfeat_ros.replay.evaluation.comparison import changes_table
+    from samfeat_ros.replay.evaluation.report import text_table, where_classic_wins
+    from samfeat_ros.replay.evaluation.requirements import result_line
+    from samfeat_ros.replay.evaluation.verdict import verdict
+
     typer.echo(text_table(report))
     if wins := where_classic_wins(report):
         typer.echo("\n  ".join(["A classic front-end is better than every model in:", *wins]))
+    if changes:
+        typer.echo(changes_table(changes))
+    typer.echo(verdict(report)[1])
     for line in report["missing"]:
         typer.echo(f"evaluate_bag: missing: {line}", err=True)
-    typer.echo(f"report{' (partial)' if interrupted else ''}: {folder / PAGE} and {REPORT}")
-    return list(report["missing"])
+    for result in report["requirements"]:
+        if not result["holds"]:
+            typer.echo(f"evaluate_bag: requirement fails: {result_line(result)}", err=True)
+
+
+def _requirements(texts: list[str], gaps: list[int]) -> list[Requirement]:
+    from samfeat_ros.replay.evaluation.requirements import Requirement
+
+    return [Requirement.parse(text, gaps) for text in texts]
+
+
+def _earlier(path: Path | None) -> dict[str, Any] | None:
+    from samfeat_ros.replay.evaluation.comparison import read_report
+
+    return None if path is None else read_report(path)
 
 
 def _playing(name: str, footage: Footage) -> tqdm:

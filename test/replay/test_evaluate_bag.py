@@ -178,6 +178,9 @@ def test_kitti_ground_truth_and_limit(bag, tmp_path):
         (2, ["--classic", "none"], "neither a model nor a classic front-end"),
         (2, ["--model", "samfeat-nano=/no/such.safetensors"], "there is no file"),
         (2, ["--parameter", "threshold"], "expected NAME=VALUE"),
+        (2, ["--require", "inlier>=3"], "--require 'inlier>=3': there is no figure inlier; expected one of"),
+        (2, ["--start", "-1"], "--start -1.0: expected a finite number"),
+        (1, ["--compare", "/no/such.json"], "/no/such.json: cannot be read"),
         (2, ["--extrinsics", "1 2"], "--extrinsics '1 2': expected 'x y z qx qy qz qw'"),
     ],
 )
@@ -296,3 +299,23 @@ def test_frames_and_trajectories_are_files_for_other_tools(bag, tmp_path):
     assert truth.timestamps - truth.timestamps[0] == pytest.approx(np.arange(10) * 0.1, abs=1e-6)
     step = bag_maker.SHIFT_PX * bag_maker.DEPTH / bag_maker.FOCAL
     assert np.diff(truth.positions_xyz[:, 0]) == pytest.approx(np.full(9, step))
+
+
+def test_the_gate_and_the_changes_since_an_earlier_report(bag, tmp_path):
+    """Exit code 3 and the bounds that fail; the same run again is within the spread of the first in every count."""
+    code, _, _ = evaluate(bag, *CLASSIC, "--output", tmp_path / "old")
+    assert code == 0
+    code, out, err = evaluate(
+        bag, *CLASSIC, "--output", tmp_path / "new", "--compare", tmp_path / "old" / "report.json",
+        "--require", "inliers.p5>=10", "--require", "inliers.p5>=100000", "--require", "ate<=0.3",
+    )  # fmt: skip
+    assert code == 3
+    failing = [line for line in err.splitlines() if "requirement fails" in line]
+    assert [line.split(": ")[2] for line in failing] == ["inliers.p5>=100000", "ate<=0.3"]
+    assert failing[1].endswith("lk: not in the report")
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert [result["holds"] for result in report["requirements"]] == [True, False, False]
+    change = next(line.split() for line in out.splitlines() if line.startswith("track length, mean "))
+    assert "change since the earlier report" in out and change
+    assert "Changes since" in (tmp_path / "new" / "report.html").read_text()
+    assert "❌ `inliers.p5>=100000" in (tmp_path / "new" / "report.md").read_text()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 
 import numpy as np
 
-LIMIT_BYTES = 4 * 2**30
+LIMIT_BYTES = 32 * 2**30
 
 
 class ImageCache:
     """A sequence of images in a temporary file. It grows until the limit, or the disk, is full, and stops there.
 
     Args:
-        limit_bytes: largest size of the file.
+        limit_bytes: largest size of the file; None = 32 GiB, but no more than half of what is free on the disk.
     """
 
-    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._room = limit_bytes
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        self._room = min(LIMIT_BYTES, free // 2) if limit_bytes is None else limit_bytes
         self._file = tempfile.TemporaryFile(prefix="samfeat_images_", buffering=0)  # noqa: SIM115
         self._places: list[tuple[int, tuple[int, ...]]] = []  # offset and shape
 

@@ -41,6 +41,16 @@ class Trajectory:
         """(K, 3) true positions."""
         return self.reference_poses[:, :3, 3]
 
+    @property
+    def errors(self) -> np.ndarray:
+        """(K,) metres from the true positions."""
+        return np.linalg.norm(self.positions - self.reference, axis=1)
+
+    @property
+    def distance(self) -> np.ndarray:
+        """(K,) metres along the true path."""
+        return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(self.reference, axis=0), axis=1))])
+
 
 def run_odometry(frames: list[TrackedFrame], camera: Camera) -> tuple[dict[int, np.ndarray], dict[str, int]]:
     """Camera-to-world poses (4, 4) by frame number, and how many frames had which status.

@@ -1,0 +1,144 @@
+"""`--compare OLD`: what changed since an earlier report, and which changes are more than chance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samfeat_core.errors import FileError
+from samfeat_ros.replay.evaluation.figures import Figure, figures
+from samfeat_ros.replay.evaluation.report import columns
+
+RESAMPLES, BLOCK, CONFIDENCE = 400, 10, 0.95
+BETTER, WORSE, UNCHANGED, UNKNOWN = "better", "worse", "within the spread", ""
+SETTINGS = ("rate", "keypoints", "gaps", "rectified", "limit", "start_s", "duration_s")  # that change the figures
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of a run then and now.
+
+    Attributes:
+        low, high: interval of the difference that 95 % of the resamples of the frames lie in; None = not known.
+        verdict: `BETTER`, `WORSE`, `UNCHANGED`, or `UNKNOWN` where there is no interval or neither end is better.
+    """
+
+    run: str
+    figure: Figure
+    old: float
+    new: float
+    low: float | None
+    high: float | None
+
+    @property
+    def difference(self) -> float:
+        return self.new - self.old
+
+    @property
+    def verdict(self) -> str:
+        if self.low is None or self.high is None:
+            return UNKNOWN
+        if self.low <= 0 <= self.high:
+            return UNCHANGED
+        if self.figure.better is None:
+            return UNKNOWN
+        return BETTER if self.figure.better(self.old, self.new) == self.new else WORSE
+
+    @property
+    def spread(self) -> str:
+        """The interval as text."""
+        if self.low is None or self.high is None:
+            return "-"
+        return f"{self.figure.text(self.low, '+')} to {self.figure.text(self.high, '+')}"
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """An earlier report.json, or that of a folder.
+
+    Raises:
+        FileError: no such file, or no report of evaluate_bag.
+    """
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(path.read_text())
+        if report["format"] != "samfeat_ros/evaluate_bag" or not isinstance(report["runs"], list):
+            raise KeyError
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError):
+        raise FileError(f"{path}: expected a report.json of evaluate_bag") from None
+    return report
+
+
+def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    """Every figure that both reports have, for the runs of the same name."""
+    before = {entry["name"]: entry for entry in old["runs"]}
+    changes = []
+    for entry in new["runs"]:
+        earlier = before.get(entry["name"])
+        if earlier is None:
+            continue
+        for figure in figures(new["settings"]["gaps"]):
+            was, now = figure.of(earlier), figure.of(entry)
+            if was is not None and now is not None:
+                low, high = spread(figure, earlier, entry) or (None, None)
+                changes.append(Change(entry["name"], figure, was, now, low, high))
+    return changes
+
+
+def changes_table(changes: list[Change]) -> str:
+    """The changes for the terminal."""
+    head = ["change since the earlier report", "front-end", "then", "now", "difference", "95 % spread", ""]
+    lines = []
+    for change in changes:
+        text = change.figure.text
+        numbers = [text(change.old), text(change.new), text(change.difference, "+")]
+        lines.append([change.figure.label, change.run, *numbers, change.spread, change.verdict])
+    return columns([head, *lines])
+
+
+def notes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line for everything besides the front-ends that differs, and for runs that are in one report alone."""
+    lines = []
+    for what, was, now in (
+        ("bag", Path(old["bag"]["path"]).name, Path(new["bag"]["path"]).name),
+        ("images used", old["bag"]["usable"], new["bag"]["usable"]),
+        *((f"--{name}", old["settings"].get(name), new["settings"].get(name)) for name in SETTINGS),
+        ("CPU", old["machine"].get("cpu"), new["machine"].get("cpu")),
+    ):
+        if was != now and was is not None:
+            lines.append(f"{what}: {was} then, {now} now")
+    names = [{entry["name"] for entry in report["runs"]} for report in (old, new)]
+    lines += [f"{name}: only in the earlier report" for name in sorted(names[0] - names[1])]
+    lines += [f"{name}: only in this report" for name in sorted(names[1] - names[0])]
+    return lines
+
+
+def spread(figure: Figure, old: dict[str, Any], new: dict[str, Any]) -> tuple[float, float] | None:
+    """Interval of the difference of a figure of two runs, by a paired bootstrap over their common frames.
+
+    Blocks of 10 successive frames are drawn, as neighbours are alike (moving block bootstrap, Kuensch 1989). The
+    interval says what other frames of the same kind would change; it knows nothing of a machine that was busier.
+    None where a run has no such column, or too few frames.
+    """
+    before, after = (_column(entry, figure.column) for entry in (old, new))
+    common = sorted(before.keys() & after.keys())[1:]  # the first frame has nothing to match
+    if len(common) < 2 * BLOCK:
+        return None
+    values = np.array([[values[number] for number in common] for values in (before, after)], np.float64)
+    starts = np.random.default_rng(0).integers(0, len(common), (RESAMPLES, -(-len(common) // BLOCK)))
+    rows = ((starts[..., None] + np.arange(BLOCK)) % len(common)).reshape(RESAMPLES, -1)[:, : len(common)]
+    differences = figure.statistic(values[1][rows], axis=1) - figure.statistic(values[0][rows], axis=1)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(differences, (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def _column(entry: dict[str, Any], name: str) -> dict[int, float]:
+    """{frame number: value} of the frames that have one."""
+    frames = entry["per_frame"]
+    return {n: v for n, v in zip(frames["number"], frames.get(name, ())) if v is not None and np.isfinite(v)}

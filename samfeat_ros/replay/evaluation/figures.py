@@ -1,0 +1,128 @@
+"""The figures of a run: their names in report.json, their lines in the tables, and which end of them is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Better = Callable[..., float]
+ALIASES = {
+    "ate": "trajectory.ate_rmse_m",
+    "rpe": "trajectory.rpe.1.translation_rmse_m",
+    "epipolar": "epipolar.matches.median_px",
+    "latency": "latency_ms.p50",
+    "drops": "frames_dropped",
+}
+# Figures that have a name but no line in the tables.
+_FAMILIES = {
+    **dict.fromkeys(("keypoints", "matches", "inliers", "inlier_ratio"), ("mean", "median", "p5")),
+    "latency_ms": ("p50", "p90", "p99"),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the tables.
+
+    Attributes:
+        key: where it is in an entry of `runs` in report.json, joined by dots.
+        label: for people, with the unit. form: how it is printed.
+        better: max or min; None = neither end is better.
+        column: of `per_frame`, from which `statistic` makes the figure; "" = it is no statistic over frames.
+    """
+
+    key: str
+    label: str
+    form: str = "{:.0f}"
+    better: Better | None = None
+    column: str = ""
+    statistic: Callable[..., np.ndarray] = np.nanmean
+
+    def of(self, entry: dict[str, Any]) -> float | None:
+        """Its value in a run's entry; None where it is not known."""
+        value: Any = entry
+        for name in self.key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    def text(self, value: float | None, sign: str = "") -> str:
+        """A value as the tables print it; `sign` "+" for differences."""
+        return "-" if value is None else self.form.replace(":", f":{sign}").format(value)
+
+
+def _rank(percent: float) -> Callable[..., np.ndarray]:
+    def statistic(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+        return np.asarray(np.nanpercentile(values, percent, axis=axis))
+
+    return statistic
+
+
+def _zeros(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    return np.asarray((values == 0).sum(axis=axis))
+
+
+def figures(gaps: Iterable[int]) -> list[Figure]:
+    """All lines, in their order.
+
+    Args:
+        gaps: frame gaps of the relative poses.
+    """
+    lines = [
+        Figure("frames_offered", "frames received"),
+        Figure("frames_processed", "frames processed"),
+        Figure("frames_dropped", "frames dropped", better=min),
+        Figure("rate_hz", "rate, Hz", "{:.1f}"),
+        Figure("latency_ms.p50", "latency p50, ms", "{:.1f}", min, "latency_ms", _rank(50)),
+        Figure("latency_ms.p90", "latency p90, ms", "{:.1f}", min, "latency_ms", _rank(90)),
+        Figure("latency_ms.p99", "latency p99, ms", "{:.1f}", min, "latency_ms", _rank(99)),
+        Figure("cpu_ms_per_frame", "CPU, ms a frame", "{:.1f}", min),
+        Figure("memory_mb", "memory, MB"),
+        Figure("device_memory_mb", "device memory, MB"),
+        Figure("keypoints.mean", "keypoints", column="keypoints"),
+        Figure("matches.mean", "matches", "{:.0f}", max, "matches"),
+        Figure("inliers.mean", "inliers", "{:.0f}", max, "inliers"),
+        Figure("inliers.p5", "inliers, worst 5 %", "{:.0f}", max, "inliers", _rank(5)),
+        Figure("without_match.frames", "frames without a match", "{:.0f}", min, "matches", _zeros),
+        Figure("inlier_ratio.mean", "inlier ratio", "{:.3f}", max, "inlier_ratio"),
+        Figure("coverage.inliers", "coverage by inliers", "{:.3f}", max, "coverage"),
+        Figure("tracks.mean_length", "track length, mean", "{:.1f}", max),
+        Figure("tracks.alive.10", "points alive 10 frames later", "{:.0f}", max, "alive_10"),
+        Figure("tracks.alive.20", "points alive 20 frames later", "{:.0f}", max, "alive_20"),
+        Figure("epipolar.matches.median_px", "epipolar error, median px", "{:.2f}", min, "epipolar_px", np.nanmedian),
+        Figure("epipolar.matches.within_1px", "matches within 1 px", "{:.3f}", max, "within_1px"),
+        Figure("epipolar.matches.within_3px", "matches within 3 px", "{:.3f}", max, "within_3px"),
+    ]
+    for gap in gaps:
+        for name, form in (("rotation", "{:.3f}"), ("direction", "{:.2f}")):
+            key, column = f"relative_pose.{gap}.{name}_deg", f"gap{gap}_{name}_deg"
+            lines += [
+                Figure(f"{key}.p{rank}", f"gap {gap}: {name} p{rank}, deg", form, min, column, _rank(rank))
+                for rank in (50, 90)
+            ]
+    lines += [
+        Figure("trajectory.tracking", "odometry: frames with pose", "{:.0f}", max),
+        Figure("trajectory.lost", "odometry: frames lost", "{:.0f}", min),
+        Figure("trajectory.ate_rmse_m", "ATE rmse, m (scaled)", "{:.3f}", min),
+        Figure("trajectory.ate_percent", "ATE, % of the path", "{:.2f}", min),
+    ]
+    for delta, name in ((1, "1 frame"), (10, "10 frames")):
+        key = f"trajectory.rpe.{delta}"
+        lines += [
+            Figure(f"{key}.translation_rmse_m", f"RPE {name}: position, m", "{:.4f}", min),
+            Figure(f"{key}.rotation_mean_deg", f"RPE {name}: rotation, deg", "{:.3f}", min),
+        ]
+    return lines
+
+
+def named(gaps: Iterable[int]) -> dict[str, Figure]:
+    """Every figure by its name in report.json; those without a line in the tables too."""
+    extra = [
+        Figure(f"{family}.{name}", f"{family} {name}", "{:.4g}")
+        for family, names in _FAMILIES.items()
+        for name in names
+    ]
+    return {figure.key: figure for figure in (*extra, *figures(gaps))}
