@@ -19,7 +19,7 @@ KEYS = {
     "launch_ros", "python3-opencv", "python3-numpy",
 }  # fmt: skip
 # Modules that come under another name, by what package.xml or setup.py calls them.
-DISTRIBUTION = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml"}
+DISTRIBUTION = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml", "rerun": "rerun-sdk"}
 # Used where a board has it, never installed by us: NVIDIA's own builds (docs/robot.md).
 WHERE_THERE = {"torch_tensorrt"}
 # Declared, but imported by the launch file or the tests, or a second name of what rosdep brings.

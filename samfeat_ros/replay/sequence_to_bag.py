@@ -19,16 +19,14 @@ import typer
 from samfeat_core.command import errors_in_one_line
 from samfeat_core.errors import FileError, UsageError
 from samfeat_core.files import read_image
-from samfeat_core.poses import quaternion
 from samfeat_core.progress import progress
 from samfeat_core.sequence import ImageSequence
-from samfeat_ros.replay.bags import typestore
-from samfeat_ros.stamps import NS_PER_S, split_ns
-from samfeat_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TRANSPORTS, transport_topic
+from samfeat_ros.replay.bags import compose, typestore
+from samfeat_ros.stamps import NS_PER_S
+from samfeat_ros.topics import CAMERA_INFO, TRANSPORTS, transport_topic
 
 ENCODINGS = ("auto", "mono8", "bgr8", "rgb8")
 FORMATS = ("raw", "jpeg", "png")
-POSE_STAMPED = "geometry_msgs/msg/PoseStamped"
 METADATA_VERSION: Literal[8] = 8  # the newest that rosbag2 of Humble reads too
 
 
@@ -50,22 +48,13 @@ class _Messages:
         self.types, self.sequence, self.frame_id, self.world = store.types, sequence, frame_id, world
         self.encoding, self.form = encoding, form
 
-    def header(self, stamp_ns: int, frame_id: str) -> Any:
-        time = self.types["builtin_interfaces/msg/Time"](*split_ns(stamp_ns))
-        return self.types["std_msgs/msg/Header"](stamp=time, frame_id=frame_id)
-
     def image(self, index: int, stamp_ns: int) -> Any:
-        path, header = self.sequence.images[index], self.header(stamp_ns, self.frame_id)
+        path = self.sequence.images[index]
         if self.form != "raw":
-            return self.types[COMPRESSED_IMAGE](header=header, format=self.form, data=self._compressed(path))
+            return compose.compressed_image(stamp_ns, self.frame_id, self.form, self._compressed(path))
         image = self._pixels(path)
-        height, width = image.shape[:2]
-        channels = 1 if image.ndim == 2 else 3
-        encoding = self.encoding if self.encoding != "auto" else ("mono8" if channels == 1 else "bgr8")
-        return self.types[IMAGE](
-            header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=width * channels,
-            data=np.ascontiguousarray(image).reshape(-1),
-        )  # fmt: skip
+        encoding = self.encoding if self.encoding != "auto" else ("mono8" if image.ndim == 2 else "bgr8")
+        return compose.image(stamp_ns, self.frame_id, encoding, image)
 
     def _pixels(self, path: Path) -> np.ndarray:
         """(H, W) or (H, W, 3) uint8 as `encoding` says."""
@@ -90,18 +79,14 @@ class _Messages:
             x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
         )
         return self.types[CAMERA_INFO](
-            header=self.header(stamp_ns, self.frame_id), height=height, width=width, distortion_model="plumb_bob",
+            header=compose.header(stamp_ns, self.frame_id), height=height, width=width, distortion_model="plumb_bob",
             d=np.zeros(5), k=self.sequence.projection[:, :3].reshape(-1), r=np.eye(3).reshape(-1),
             p=self.sequence.projection.reshape(-1), binning_x=0, binning_y=0, roi=region,
         )  # fmt: skip
 
     def pose(self, index: int, stamp_ns: int) -> Any:
         assert self.sequence.poses is not None
-        matrix = self.sequence.poses[index]
-        point = self.types["geometry_msgs/msg/Point"](*map(float, matrix[:3, 3]))
-        turn = self.types["geometry_msgs/msg/Quaternion"](*quaternion(matrix[:3, :3]))
-        pose = self.types["geometry_msgs/msg/Pose"](position=point, orientation=turn)
-        return self.types[POSE_STAMPED](header=self.header(stamp_ns, self.world), pose=pose)
+        return compose.pose_stamped(stamp_ns, self.world, self.sequence.poses[index])
 
 
 def write_bag(
@@ -142,7 +127,7 @@ def write_bag(
     topics = {transport_topic(image_topic, transport): TRANSPORTS[transport], camera_info_topic: CAMERA_INFO}
     with_poses = ground_truth and sequence.poses is not None
     if with_poses:
-        topics[ground_truth_topic] = POSE_STAMPED
+        topics[ground_truth_topic] = compose.POSE_STAMPED
     # written beside its place and moved there when it is whole
     unfinished = output.parent / f".{output.name}.partial"
     shutil.rmtree(unfinished, ignore_errors=True)

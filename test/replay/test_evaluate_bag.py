@@ -6,8 +6,11 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -22,9 +25,11 @@ from test_bags import mutants
 from typer.testing import CliRunner
 
 from samfeat_core.errors import SamfeatError
+from samfeat_ros.replay.bags import Bag, decode
 from samfeat_ros.replay.evaluate_bag import app
 from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.recording import Recording
+from samfeat_ros.stamps import stamp_to_ns
 
 CLASSIC = ["--model", "none", "--classic", "lk", "--rate", "max", "--keypoints", "150"]
 
@@ -99,7 +104,7 @@ def test_a_model_that_cannot_be_is_said_and_the_rest_is_evaluated(bag, tmp_path)
 def test_a_report_is_replaced_only_on_request_and_a_failed_run_leaves_none(bag, tmp_path):
     (tmp_path / "report.json").write_text("of an earlier run")
     code, _, err = evaluate(bag, *CLASSIC, "--output", tmp_path)
-    assert code == 2 and "holds a report; expected another folder, or --overwrite" in err
+    assert code == 2 and "there is a report; expected another --output, or --overwrite" in err
     assert (tmp_path / "report.json").read_text() == "of an earlier run"
     code, _, _ = evaluate(tmp_path / "nothing.mcap", *CLASSIC, "--output", tmp_path, "--overwrite")
     assert code == 1 and not (tmp_path / "report.json").exists()
@@ -319,3 +324,83 @@ def test_the_gate_and_the_changes_since_an_earlier_report(bag, tmp_path):
     assert "change since the earlier report" in out and change
     assert "Changes since" in (tmp_path / "new" / "report.html").read_text()
     assert "❌ `inliers.p5>=100000" in (tmp_path / "new" / "report.md").read_text()
+
+
+def test_several_bags_are_put_together(bag, tmp_path):
+    """One that cannot be read costs the others nothing; the aggregate is the mean, with the worst bag named."""
+    other = write_bag(tmp_path / "other", frames=11)
+    output = tmp_path / "out"
+    options = [*CLASSIC, "--output", output, "--require", "inliers.p5>=10"]
+    code, out, err = evaluate(bag, tmp_path / "none", other, *options)
+    assert code == 1 and f"{tmp_path / 'none'}: no such file" in err
+    report = json.loads((output / "report.json").read_text())
+    assert list(report["bags"]) == ["wall", "other"] and list(report["failures"]) == [str(tmp_path / "none")]
+    assert [(result["bag"], result["holds"]) for result in report["requirements"]] == [("wall", True), ("other", True)]
+    singles = [json.loads((output / name / "report.json").read_text())["runs"][0] for name in report["bags"]]
+    lengths = [run["tracks"]["mean_length"] for run in singles]
+    assert report["runs"][0]["figures"]["tracks.mean_length"] == {
+        "bags": 2, "mean": pytest.approx(np.mean(lengths)), "worst": min(lengths), "worst_bag": "other",
+    }  # fmt: skip
+    line = next(line for line in out.splitlines()[::-1] if line.startswith("frames processed"))
+    assert line.split() == ["frames", "processed", "12", "2"]  # 11.5 of 2 bags
+    assert 'href="other/report.html"' in (output / "report.html").read_text()
+    assert "| frames processed | 12 | 2 |" in (output / "report.md").read_text()
+    code, _, err = evaluate(bag, other, *options)
+    assert code == 2 and f"{output / 'report.json'}: there is a report" in err
+    code, _, err = evaluate(bag, other, *options, "--overwrite", "--compare", tmp_path / "nowhere")
+    assert code == 1 and "nowhere/wall/report.json: cannot be read" in err
+    code, _, err = evaluate(bag, bag, *options, "--overwrite")
+    assert code == 2 and "expected bags of different names" in err
+
+
+def test_interrupted_in_the_second_bag(bag, tmp_path, monkeypatch):
+    from samfeat_ros.replay.evaluation import session
+
+    def interrupted(path, *topics, **part):
+        if path.name == "other":
+            raise KeyboardInterrupt
+        return Recording(path, *topics, **part)
+
+    monkeypatch.setattr(session, "Recording", interrupted)
+    code, _, _ = evaluate(bag, write_bag(tmp_path / "other"), *CLASSIC, "--output", tmp_path / "out")
+    assert code == 130
+    assert list(json.loads((tmp_path / "out" / "report.json").read_text())["bags"]) == ["wall"]
+
+
+def test_a_file_for_foxglove(bag, tmp_path):
+    """Overlays at the stamps of the frames, and the true poses, as another reader sees them."""
+    path = tmp_path / "files" / "wall.mcap"
+    options = [*CLASSIC, "--ground-truth", "/pose", "--output", tmp_path / "out", "--mcap", path]
+    evaluate(bag, *options)
+    with Bag(path) as written:
+        assert written.topics["/lk/overlay"].type == "sensor_msgs/msg/CompressedImage" and not written.problems
+        overlays = [decode(message) for message in written.messages(["/lk/overlay"])]
+        poses = [decode(message) for message in written.messages(["/ground_truth/pose"])]
+        (whole,) = (decode(message) for message in written.messages(["/ground_truth/path"]))
+    assert [stamp_to_ns(o.header.stamp) for o in overlays] == [START + i * bag_maker.FRAME_NS for i in range(12)]
+    assert cv2.imdecode(overlays[5].data, cv2.IMREAD_COLOR).shape == (bag_maker.HEIGHT, bag_maker.WIDTH, 3)
+    expected = [bag_maker.pose(i).pose.position.x for i in range(12)]
+    assert [pose.pose.position.x for pose in poses] == pytest.approx(expected)
+    assert [pose.pose.position.x for pose in whole.poses] == pytest.approx(expected)
+    assert [path.name for path in path.parent.iterdir()] == ["wall.mcap"]
+    code, _, err = evaluate(bag, *options, "--output", tmp_path / "again")
+    assert code == 2 and f"{path}: there is a report" in err
+
+
+def test_a_file_for_rerun(bag, tmp_path):
+    pytest.importorskip("rerun")
+    path = tmp_path / "wall.rrd"
+    evaluate(bag, *CLASSIC, "--ground-truth", "/pose", "--output", tmp_path / "out", "--rerun", path)
+    command = [sys.executable, "-m", "rerun", "rrd", "stats", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for entity in ("camera/image", "camera/image/lk/keypoints", "camera/image/lk/tracks", "world/ground_truth/path"):
+        assert f"/{entity}: " in done.stdout
+
+
+def test_rerun_that_is_not_installed_is_said_before_anything_runs(bag, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    code, _, err = evaluate(bag, *CLASSIC, "--output", tmp_path / "out", "--rerun", tmp_path / "x.rrd")
+    assert code == 1 and "expected the extra 'rerun'" in err and not (tmp_path / "out").exists()
+    code, _, err = evaluate(bag, bag, *CLASSIC, "--mcap", tmp_path / "x.mcap")
+    assert code == 2 and "--rerun, --mcap: expected one bag" in err

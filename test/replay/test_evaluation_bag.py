@@ -348,7 +348,7 @@ def test_trajectory_of_a_known_drive():
     summary = trajectory.summary
     assert summary["ate_percent"] < 1.0 and summary["lost"] == 0 and summary["tracking"] > 40
     assert summary["rpe"]["1"]["rotation_mean_deg"] < 0.2
-    assert trajectory.positions.shape == trajectory.reference.shape == (summary["poses"], 3)
+    assert trajectory.positions.shape == trajectory.true_positions.shape == (summary["poses"], 3)
     assert evaluate_trajectory(frames[:5], CAMERA, world) is None
 
 

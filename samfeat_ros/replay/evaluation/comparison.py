@@ -62,7 +62,7 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         FileError: no such file, or no report of evaluate_bag.
     """
-    path = path / "report.json" if path.is_dir() else path
+    path = path if path.suffix == ".json" else path / "report.json"
     try:
         report = json.loads(path.read_text())
         if report["format"] != "samfeat_ros/evaluate_bag" or not isinstance(report["runs"], list):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from samfeat_core.files import write_bytes
 from samfeat_ros.replay.evaluation import plots
 from samfeat_ros.replay.evaluation.comparison import BETTER, UNCHANGED, WORSE, Change, notes
@@ -42,14 +44,14 @@ def write_page(
         "legend": plots.legend(evaluated),
         "viewer": {"frames": frames, "subpixel": SUBPIXEL, "runs": plots.legend(evaluated)},
     }
-    _render("report.html.j2", path, _content(report, changes, earlier) | pages)
+    render("report.html.j2", path, _content(report, changes, earlier) | pages)
 
 
 def write_summary(
     report: dict[str, Any], path: Path, changes: list[Change] | None = None, earlier: dict[str, Any] | None = None
 ) -> None:
     """Write report.md: verdict, requirements, table and changes."""
-    _render("report.md.j2", path, _content(report, changes, earlier))
+    render("report.md.j2", path, _content(report, changes, earlier))
 
 
 def _content(report: dict[str, Any], changes: list[Change] | None, earlier: dict[str, Any] | None) -> dict[str, Any]:
@@ -84,9 +86,8 @@ def _table(report: dict[str, Any], changes: list[Change]) -> list[tuple[str, lis
     return [(row.label, line(row)) for row in rows(report)]
 
 
-def _render(template: str, path: Path, content: dict[str, Any]) -> None:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+def render(template: str, path: Path, content: dict[str, Any]) -> None:
+    """Write a file from a template of this package."""
     loader = PackageLoader("samfeat_ros.replay.evaluation")
     environment = Environment(
         loader=loader, autoescape=template.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 
 from samfeat_ros.replay.evaluation.report import Evaluated
@@ -136,7 +137,7 @@ def trajectories(evaluated: list[Evaluated]) -> list[Plot]:
     found = [(index, item) for index, item in enumerate(evaluated) if item.trajectory]
     if not found:
         return []
-    longest = max((item.trajectory.reference for _, item in found if item.trajectory), key=len)
+    longest = max((item.trajectory.true_positions for _, item in found if item.trajectory), key=len)
     centre, axes = principal_axes(longest)
     errors = np.concatenate([item.trajectory.errors for _, item in found if item.trajectory])
     limit = float(np.percentile(errors, 98)) or 1.0
@@ -194,8 +195,6 @@ def _error_over_distance(found: Sequence[tuple[int, Evaluated]]) -> Plot:
 
 
 def _figure() -> tuple[Any, Any]:
-    import matplotlib
-
     matplotlib.use("Agg")
     matplotlib.rcParams.update(
         {"svg.fonttype": "none", "font.size": FONT, "axes.spines.top": False, "axes.spines.right": False}

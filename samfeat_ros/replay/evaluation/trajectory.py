@@ -23,13 +23,13 @@ class Trajectory:
     Attributes:
         summary: what the report says, documented in docs/evaluate_bag.md.
         numbers: (K,) of the frames.
-        poses: (K, 4, 4) camera-to-world after alignment; reference_poses: (K, 4, 4) the true ones.
+        poses: (K, 4, 4) camera-to-world after alignment; reference: (K, 4, 4) the true ones.
     """
 
     summary: dict[str, Any]
     numbers: list[int]
     poses: np.ndarray
-    reference_poses: np.ndarray
+    reference: np.ndarray
 
     @property
     def positions(self) -> np.ndarray:
@@ -37,19 +37,19 @@ class Trajectory:
         return self.poses[:, :3, 3]
 
     @property
-    def reference(self) -> np.ndarray:
-        """(K, 3) true positions."""
-        return self.reference_poses[:, :3, 3]
+    def true_positions(self) -> np.ndarray:
+        """(K, 3)."""
+        return self.reference[:, :3, 3]
 
     @property
     def errors(self) -> np.ndarray:
         """(K,) metres from the true positions."""
-        return np.linalg.norm(self.positions - self.reference, axis=1)
+        return np.linalg.norm(self.positions - self.true_positions, axis=1)
 
     @property
     def distance(self) -> np.ndarray:
         """(K,) metres along the true path."""
-        return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(self.reference, axis=0), axis=1))])
+        return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(self.true_positions, axis=0), axis=1))])
 
 
 def run_odometry(frames: list[TrackedFrame], camera: Camera) -> tuple[dict[int, np.ndarray], dict[str, int]]:
