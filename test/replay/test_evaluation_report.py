@@ -139,6 +139,19 @@ def test_a_smaller_error_is_better_and_what_has_no_spread_is_not_marked():
     assert verdicts["trajectory.ate_rmse_m"] == UNKNOWN and verdicts["inliers.mean"] == UNKNOWN
 
 
+def test_other_frames_are_no_difference():
+    """Twice the same run, once without its first half, in which it had more inliers."""
+    inliers = np.concatenate([noise(0, 400.0)[: FRAMES // 2], noise(1, 300.0)[FRAMES // 2 :]])
+    half = {"number": list(range(FRAMES // 2, FRAMES)), "inliers": inliers[FRAMES // 2 :].tolist()}
+    old, new = entry("nano", "model", inliers), entry("nano", "model", inliers[FRAMES // 2 :], per_frame=half)
+    change = next(change for change in compare(report(old), report(new)) if change.figure.key == "inliers.mean")
+    assert change.new - change.old < -40 and change.difference == 0 and change.verdict == UNCHANGED
+    assert any(
+        line.startswith("nano: 200 frames then, 100 now, 100 frames are in both")
+        for line in notes(report(old), report(new))
+    )
+
+
 def test_blocks_widen_the_spread_where_neighbours_are_alike():
     slow = np.repeat(noise(5)[: FRAMES // 10], 10)
     independent, alike = (

@@ -23,6 +23,7 @@ class Change:
     """A figure of a run then and now.
 
     Attributes:
+        difference: over the frames that both have, where the figure is made from single frames; else of the figures.
         low, high: interval of the difference that 95 % of the resamples of the frames lie in; None = not known.
         verdict: `BETTER`, `WORSE`, `UNCHANGED`, or `UNKNOWN` where there is no interval or neither end is better.
     """
@@ -31,12 +32,9 @@ class Change:
     figure: Figure
     old: float
     new: float
-    low: float | None
-    high: float | None
-
-    @property
-    def difference(self) -> float:
-        return self.new - self.old
+    difference: float
+    low: float | None = None
+    high: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -46,7 +44,7 @@ class Change:
             return UNCHANGED
         if self.figure.better is None:
             return UNKNOWN
-        return BETTER if self.figure.better(self.old, self.new) == self.new else WORSE
+        return BETTER if self.figure.better(self.difference, 0) == self.difference else WORSE
 
     @property
     def spread(self) -> str:
@@ -85,8 +83,10 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
         for figure in figures(new["settings"]["gaps"]):
             was, now = figure.of(earlier), figure.of(entry)
             if was is not None and now is not None:
-                low, high = spread(figure, earlier, entry) or (None, None)
-                changes.append(Change(entry["name"], figure, was, now, low, high))
+                same_frames = earlier["per_frame"]["number"] == entry["per_frame"]["number"]
+                paired, *interval = spread(figure, earlier, entry) or (now - was,)
+                difference = now - was if same_frames else paired
+                changes.append(Change(entry["name"], figure, was, now, difference, *interval))
     return changes
 
 
@@ -112,14 +112,25 @@ def notes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ):
         if was != now and was is not None:
             lines.append(f"{what}: {was} then, {now} now")
+    for name, then, now in _frames_of_both(old, new):
+        if then != now:
+            common = f"{len(then & now)} frames are in both reports: differences with a spread are over these"
+            lines.append(f"{name}: {len(then)} frames then, {len(now)} now, {common}")
     names = [{entry["name"] for entry in report["runs"]} for report in (old, new)]
     lines += [f"{name}: only in the earlier report" for name in sorted(names[0] - names[1])]
     lines += [f"{name}: only in this report" for name in sorted(names[1] - names[0])]
     return lines
 
 
-def spread(figure: Figure, old: dict[str, Any], new: dict[str, Any]) -> tuple[float, float] | None:
-    """Interval of the difference of a figure of two runs, by a paired bootstrap over their common frames.
+def _frames_of_both(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, set[int], set[int]]]:
+    """(name, its frames then, and now) of the runs of the same name."""
+    before = {entry["name"]: set(entry["per_frame"]["number"]) for entry in old["runs"]}
+    after = {entry["name"]: set(entry["per_frame"]["number"]) for entry in new["runs"]}
+    return [(name, before[name], frames) for name, frames in after.items() if name in before]
+
+
+def spread(figure: Figure, old: dict[str, Any], new: dict[str, Any]) -> tuple[float, float, float] | None:
+    """Difference of a figure of two runs over their common frames, and its interval by a paired bootstrap over them.
 
     Blocks of 10 successive frames are drawn, as neighbours are alike (moving block bootstrap, Kuensch 1989). The
     interval says what other frames of the same kind would change; it knows nothing of a machine that was busier.
@@ -132,10 +143,11 @@ def spread(figure: Figure, old: dict[str, Any], new: dict[str, Any]) -> tuple[fl
     values = np.array([[values[number] for number in common] for values in (before, after)], np.float64)
     starts = np.random.default_rng(0).integers(0, len(common), (RESAMPLES, -(-len(common) // BLOCK)))
     rows = ((starts[..., None] + np.arange(BLOCK)) % len(common)).reshape(RESAMPLES, -1)[:, : len(common)]
+    difference = float(figure.statistic(values[1]) - figure.statistic(values[0]))
     differences = figure.statistic(values[1][rows], axis=1) - figure.statistic(values[0][rows], axis=1)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(differences, (tail, 100 - tail))
-    return float(low), float(high)
+    return difference, float(low), float(high)
 
 
 def _column(entry: dict[str, Any], name: str) -> dict[int, float]:

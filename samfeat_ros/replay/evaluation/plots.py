@@ -43,10 +43,11 @@ def over_time(evaluated: list[Evaluated], times: dict[int, float]) -> list[Plot]
     plots = []
     for index, item in enumerate(evaluated):
         figure, axis = _figure()
-        seconds = [times[frame.number] for frame in item.run.frames]
-        matches = [len(frame.points) for frame in item.run.frames]
+        follow = item.run.frames[1:]  # the first has nothing to match
+        seconds = [times[frame.number] for frame in follow]
+        matches = [len(frame.points) for frame in follow]
         axis.plot(seconds, matches, color=colour(index), alpha=0.4, linewidth=1, label="matches")
-        inliers = [int(frame.inlier.sum()) for frame in item.run.frames]
+        inliers = [int(frame.inlier.sum()) for frame in follow]
         axis.plot(seconds, inliers, color=colour(index), linewidth=1.4, label="inliers")
         _dropped_ticks(axis, item, times, colour(index))
         axis.set(xlabel="time in the recording, s", ylabel="points in a frame", ylim=(0, 1.05 * max(top, 1)))
