@@ -47,6 +47,11 @@ def evaluate(
     image_topic: str = typer.Option(None, help="Image or CompressedImage topic; may be left out if there is only one."),
     camera_info_topic: str = typer.Option(None, help="CameraInfo topic; default: camera_info beside the images."),
     camera_info: Path = typer.Option(None, help="Calibration file (YAML of camera_calibration) in its place."),
+    depth_topic: str = typer.Option(
+        None,
+        help="Depth images that are registered to the images, for the truth of tracks; default: the only Image topic "
+        "with depth in its name; none.",
+    ),
     ground_truth: str = typer.Option(
         None, help="Pose topic (PoseStamped, PoseWithCovarianceStamped, Odometry, TransformStamped), TUM or KITTI file."
     ),
@@ -113,9 +118,20 @@ def evaluate(
         if len(bags) > 1 and (rerun or mcap):
             raise UsageError("--rerun, --mcap: expected one bag")
         request = Request(
-            settings, models, classics, parameters, image_topic, camera_info_topic, camera_info, ground_truth,
-            _extrinsics(extrinsics), [Requirement.parse(text, settings["gaps"]) for text in require], rerun, mcap,
-        )  # fmt: skip
+            settings,
+            models,
+            classics,
+            parameters,
+            image_topic=image_topic,
+            camera_info_topic=camera_info_topic,
+            camera_info=camera_info,
+            depth_topic=depth_topic,
+            ground_truth=ground_truth,
+            camera_in_body=_extrinsics(extrinsics),
+            requirements=[Requirement.parse(text, settings["gaps"]) for text in require],
+            rerun=rerun,
+            mcap=mcap,
+        )
         folders, earlier = _folders(output, bags), _earlier(compare, bags)
         if rerun:
             require_rerun()

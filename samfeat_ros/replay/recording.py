@@ -33,7 +33,7 @@ class Recording:
 
     Args:
         path: bag folder or file, ROS 2 (MCAP, sqlite3) or ROS 1.
-        image_topic: None = the only image topic of the bag.
+        image_topic: None = the only image topic of the bag; those with "depth" in their name do not count.
         camera_info_topic: None = `camera_info` beside the image topic, or the only one of the bag, or none.
         limit: read at most that many images.
         start_s, duration_s: leave out images recorded earlier than so many seconds after the first one, and take those
@@ -56,6 +56,7 @@ class Recording:
         self._start_ns = round(start_s * NS_PER_S)
         self._end_ns = None if duration_s is None else self._start_ns + round(duration_s * NS_PER_S)
         topics = self.bag.image_topics
+        topics = [topic for topic in topics if "depth" not in topic.name] or topics
         if image_topic is None and not topics:
             raise BagError(f"{self.bag.path}: holds no topic of type Image or CompressedImage")
         if image_topic is None and len(topics) > 1:

@@ -23,7 +23,7 @@ from samfeat_core.progress import progress
 from samfeat_core.sequence import ImageSequence
 from samfeat_ros.replay.bags import compose, typestore
 from samfeat_ros.stamps import NS_PER_S
-from samfeat_ros.topics import CAMERA_INFO, TRANSPORTS, transport_topic
+from samfeat_ros.topics import CAMERA_INFO, IMAGE, TRANSPORTS, transport_topic
 
 ENCODINGS = ("auto", "mono8", "bgr8", "rgb8")
 FORMATS = ("raw", "jpeg", "png")
@@ -84,6 +84,11 @@ class _Messages:
             p=self.sequence.projection.reshape(-1), binning_x=0, binning_y=0, roi=region,
         )  # fmt: skip
 
+    def depth(self, index: int, stamp_ns: int) -> Any:
+        """16UC1, millimetres, 0 = none."""
+        millimetres = np.rint(1000 * self.sequence.depth(index)).astype(np.uint16)
+        return compose.image(stamp_ns, self.frame_id, "16UC1", millimetres)
+
     def pose(self, index: int, stamp_ns: int) -> Any:
         assert self.sequence.poses is not None
         return compose.pose_stamped(stamp_ns, self.world, self.sequence.poses[index])
@@ -103,6 +108,7 @@ def write_bag(
     start: float = 0.0,
     limit: int | None = None,
     ground_truth: bool = True,
+    depth_topic: str | None = None,
     overwrite: bool = False,
 ) -> Iterator[int]:
     """Write the bag folder `output`, yielding the index of every frame that is written.
@@ -114,6 +120,7 @@ def write_bag(
         start: seconds added to all times.
         limit: write only that many frames.
         ground_truth: write the poses, where there are any.
+        depth_topic: write the depth images there; None = not at all.
         overwrite: replace a folder that is there, when the new one is whole.
 
     Raises:
@@ -128,6 +135,8 @@ def write_bag(
     with_poses = ground_truth and sequence.poses is not None
     if with_poses:
         topics[ground_truth_topic] = compose.POSE_STAMPED
+    if depth_topic:
+        topics[depth_topic] = IMAGE
     # written beside its place and moved there when it is whole
     unfinished = output.parent / f".{output.name}.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -143,6 +152,8 @@ def write_bag(
                 batch = [messages.image(index, stamp), messages.camera_info(stamp)]
                 if with_poses:
                     batch.append(messages.pose(index, stamp))
+                if depth_topic:
+                    batch.append(messages.depth(index, stamp))
                 # CameraInfo and pose first: a reader that has the image has what belongs to it
                 for connection, message in reversed(list(zip(connections, batch))):
                     writer.write(connection, stamp, store.serialize_cdr(message, connection.msgtype))
@@ -167,6 +178,8 @@ def sequence_to_bag(
     camera_info_topic: str = typer.Option("/camera/camera_info", help="Topic of the calibration."),
     ground_truth_topic: str = typer.Option("/ground_truth/pose", help="Topic of the poses."),
     ground_truth: bool = typer.Option(True, help="Write the poses, where there is a poses.txt."),
+    depth: bool = typer.Option(False, help="Write the depth images, from the folder depth/."),
+    depth_topic: str = typer.Option("/camera/depth/image_raw", help="Topic of the depth images."),
     frame_id: str = typer.Option("camera", help="frame_id of images and calibration."),
     world_frame_id: str = typer.Option("world", help="frame_id of the poses."),
     rate: float | None = typer.Option(None, min=0.001, help="Frames per second where there is no times.txt."),
@@ -184,11 +197,11 @@ def sequence_to_bag(
             raise UsageError(f"--format {compress}: expected one of {', '.join(FORMATS)}")
         if output.exists() and not (overwrite and (output / "metadata.yaml").is_file()):
             raise FileError(f"{output}: exists already; --overwrite replaces a bag")
-        sequence = ImageSequence.read(folder)
+        sequence = ImageSequence.read(folder, require=("depth",) if depth else ())
         times = frame_times(sequence, rate)
         frames = write_bag(
             sequence, output, times, image_topic, camera_info_topic, ground_truth_topic, frame_id, world_frame_id,
-            encoding, compress, start, limit, ground_truth, overwrite,
+            encoding, compress, start, limit, ground_truth, depth_topic if depth else None, overwrite,
         )  # fmt: skip
         total = min(len(sequence), limit or len(sequence))
         for _ in progress(frames, output.name, "frame", total=total):

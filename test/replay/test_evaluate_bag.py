@@ -404,3 +404,25 @@ def test_rerun_that_is_not_installed_is_said_before_anything_runs(bag, tmp_path,
     assert code == 1 and "expected the extra 'rerun'" in err and not (tmp_path / "out").exists()
     code, _, err = evaluate(bag, bag, *CLASSIC, "--mcap", tmp_path / "x.mcap")
     assert code == 2 and "--rerun, --mcap: expected one bag" in err
+
+
+def test_depth_and_poses_tell_how_true_the_tracks_are(tmp_path):
+    """Lucas-Kanade on a wall stays within 2 px of where depth and motion put a point; half as deep, it does not."""
+    bag = write_bag(tmp_path / "bag", with_depth=True)
+    options = [*CLASSIC, "--ground-truth", "/pose", "--gaps", 1]
+    evaluate(bag, *options, "--output", tmp_path / "true", "--require", "track_truth.ages.5.within.2>=95")
+    report = json.loads((tmp_path / "true" / "report.json").read_text())
+    assert report["requirements"][0]["holds"]
+    truth = report["runs"][0]["track_truth"]["ages"]
+    assert set(truth) == {"1", "5", "10", "20"} and truth["20"] is None  # twelve frames
+    assert truth["5"]["tracks"] > 50 and truth["5"]["median_px"] < 0.3 and truth["5"]["survival"] > 80
+    assert "Tracks within 2 px of the truth" in (tmp_path / "true" / "report.html").read_text()
+    half = [f"{(START + i * bag_maker.FRAME_NS) * 1e-9:.3f} {i * 0.0375} 0 0 0 0 0 1" for i in range(12)]
+    (tmp_path / "half.txt").write_text("\n".join(half))
+    evaluate(bag, *CLASSIC, "--gaps", 1, "--ground-truth", tmp_path / "half.txt", "--output", tmp_path / "wrong")
+    truth = json.loads((tmp_path / "wrong" / "report.json").read_text())["runs"][0]["track_truth"]["ages"]
+    assert truth["5"]["median_px"] == pytest.approx(7.5, abs=0.3) and truth["5"]["within"]["4"] < 5
+    evaluate(bag, *options, "--output", tmp_path / "without", "--depth-topic", "none")
+    assert json.loads((tmp_path / "without" / "report.json").read_text())["runs"][0]["track_truth"] is None
+    code, _, err = evaluate(bag, *options, "--output", tmp_path / "x", "--depth-topic", "/pose")
+    assert code == 1 and "'/pose' is of type geometry_msgs/msg/PoseStamped" in err

@@ -382,7 +382,7 @@ KEYS = {
     "name", "kind", "details", "frames_offered", "frames_processed", "frames_dropped", "dropped", "rate_hz", "seconds",
     "latency_ms", "stages_ms", "cpu_percent", "cpu_ms_per_frame", "without_match",
     "memory_mb", "device_memory_mb", "keypoints", "matches", "inliers", "inlier_ratio",
-    "coverage", "tracks", "epipolar", "relative_pose", "trajectory", "per_frame", "digest",
+    "coverage", "tracks", "epipolar", "relative_pose", "trajectory", "track_truth", "per_frame", "digest",
 }  # fmt: skip
 GAPS = ("rotation p50, deg", "rotation p90, deg", "direction p50, deg", "direction p90, deg")
 LINES = [

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from samfeat_core.track_truth import AGES, WITHIN_PX
+
 Better = Callable[..., float]
 ALIASES = {
     "ate": "trajectory.ate_rmse_m",
@@ -96,6 +98,12 @@ def figures(gaps: Iterable[int]) -> list[Figure]:
         Figure("epipolar.matches.within_1px", "matches within 1 px", "{:.3f}", max, "within_1px"),
         Figure("epipolar.matches.within_3px", "matches within 3 px", "{:.3f}", max, "within_3px"),
     ]
+    for age in (5, 20):
+        key = f"track_truth.ages.{age}"
+        lines += [
+            Figure(f"{key}.within.2", f"tracks of age {age} within 2 px of the truth, %", "{:.1f}", max),
+            Figure(f"{key}.survival", f"visible points still tracked at age {age}, %", "{:.1f}", max),
+        ]
     for gap in gaps:
         for name, form in (("rotation", "{:.3f}"), ("direction", "{:.2f}")):
             key, column = f"relative_pose.{gap}.{name}_deg", f"gap{gap}_{name}_deg"
@@ -120,9 +128,15 @@ def figures(gaps: Iterable[int]) -> list[Figure]:
 
 def named(gaps: Iterable[int]) -> dict[str, Figure]:
     """Every figure by its name in report.json; those without a line in the tables too."""
+    truth = [
+        Figure(f"track_truth.{which}.{age}.{name}", f"{which}, age {age}: {name}", "{:.4g}")
+        for which in ("ages", "flat")
+        for age in AGES
+        for name in ("survival", "median_px", *(f"within.{px}" for px in WITHIN_PX))
+    ]
     extra = [
         Figure(f"{family}.{name}", f"{family} {name}", "{:.4g}")
         for family, names in _FAMILIES.items()
         for name in names
     ]
-    return {figure.key: figure for figure in (*extra, *figures(gaps))}
+    return {figure.key: figure for figure in (*extra, *truth, *figures(gaps))}

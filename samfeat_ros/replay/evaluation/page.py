@@ -39,7 +39,7 @@ def write_page(
     pages = {
         "over_time": plots.over_time(evaluated, times),
         "cost": plots.cost(evaluated),
-        "survival": plots.survival(evaluated),
+        "survival": plots.survival(evaluated) + plots.track_truth(evaluated),
         "trajectories": plots.trajectories(evaluated),
         "legend": plots.legend(evaluated),
         "viewer": {"frames": frames, "subpixel": SUBPIXEL, "runs": plots.legend(evaluated)},

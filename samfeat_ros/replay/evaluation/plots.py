@@ -133,6 +133,27 @@ def survival(evaluated: list[Evaluated]) -> list[Plot]:
     return plots
 
 
+def track_truth(evaluated: list[Evaluated]) -> list[Plot]:
+    """How near to the truth tracks are by their age, and how many of the visible points still have theirs."""
+    known = [(i, item.entry["track_truth"]["ages"]) for i, item in enumerate(evaluated) if item.entry["track_truth"]]
+    if not known:
+        return []
+    plots = []
+    for title, label, value in (
+        ("Tracks within 2 px of the truth", "share of the tracks, %", lambda found: found["within"]["2"]),
+        ("Visible points that are still tracked", "share of the visible points, %", lambda found: found["survival"]),
+    ):
+        figure, axis = _figure()
+        for index, by_age in known:
+            there = {int(age): value(found) for age, found in by_age.items() if found}
+            axis.plot(list(there), list(there.values()), ".-", color=colour(index), label=evaluated[index].run.name)
+        axis.set(xlabel="age of the track, frames", ylabel=label)
+        axis.set_ylim(top=101)
+        axis.legend(fontsize=FONT - 1, frameon=False)
+        plots.append(_plot(title, figure, axis))
+    return plots
+
+
 def trajectories(evaluated: list[Evaluated]) -> list[Plot]:
     """Each trajectory from above, coloured by its error, on the true path; and all errors over the distance."""
     found = [(index, item) for index, item in enumerate(evaluated) if item.trajectory]

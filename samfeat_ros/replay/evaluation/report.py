@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from samfeat_core.measure import machine
+from samfeat_core.track_truth import truth_by_age
+from samfeat_ros.replay.evaluation.depth import DepthScene
 from samfeat_ros.replay.evaluation.figures import Figure, figures
 from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.evaluation.ground_truth import GroundTruth
@@ -37,15 +39,21 @@ class Evaluated:
 
 
 def evaluate_run(
-    run: Run, footage: Footage, truth: Truth | None, gaps: list[int], on_step: Callable[[], None] = lambda: None
+    run: Run,
+    footage: Footage,
+    truth: Truth | None,
+    gaps: list[int],
+    on_step: Callable[[], None] = lambda: None,
+    scene: DepthScene | None = None,
 ) -> Evaluated:
     """All numbers of one run.
 
     Args:
-        on_step: called `steps(run, gaps)` times or less, for a progress bar.
+        on_step: called for every frame at every gap, for a progress bar.
+        scene: depth beside the truth, None = there is none.
     """
     entry = summarize(run)
-    entry.update(epipolar=None, relative_pose=None, trajectory=None, per_frame=per_frame(run.frames))
+    entry.update(epipolar=None, relative_pose=None, trajectory=None, track_truth=None, per_frame=per_frame(run.frames))
     camera, trajectory = footage.camera, None
     if camera is not None and truth is not None:
         frames = [frame for frame in run.frames if footage.camera_of(frame.size)]
@@ -56,6 +64,9 @@ def evaluate_run(
         entry["relative_pose"] = summarize_relative_poses(poses)
         entry["trajectory"] = trajectory.summary if trajectory else None
         entry["per_frame"] |= per_frame_under_truth(run.frames, epipolar, poses, trajectory)
+        if scene is not None and scene.known:
+            tracks = {frame.number: (frame.ids, frame.keypoints) for frame in frames}
+            entry["track_truth"] = truth_by_age(tracks, scene, scene.known)
     return Evaluated(run, entry, trajectory)
 
 

@@ -18,6 +18,7 @@ from samfeat_core.progress import progress
 from samfeat_ros.node.parameters import Parameters
 from samfeat_ros.replay.evaluation.classic import run_classic
 from samfeat_ros.replay.evaluation.comparison import Change, changes_table, compare
+from samfeat_ros.replay.evaluation.depth import DepthScene, find_depth_topic
 from samfeat_ros.replay.evaluation.footage import Footage, FootageError
 from samfeat_ros.replay.evaluation.foxglove_file import write_mcap
 from samfeat_ros.replay.evaluation.ground_truth import GroundTruth, GroundTruthError, read_ground_truth
@@ -37,6 +38,7 @@ from samfeat_ros.replay.evaluation.runs import Run
 from samfeat_ros.replay.evaluation.tables import write_frames, write_trajectories
 from samfeat_ros.replay.evaluation.verdict import verdict
 from samfeat_ros.replay.recording import Recording
+from samfeat_ros.topics import IMAGE
 
 REPORT, PAGE, SUMMARY, FRAMES = "report.json", "report.html", "report.md", "frames.csv"
 TRAJECTORIES = "trajectories"
@@ -52,6 +54,7 @@ class Request:
         settings: for the report, `settings` in docs/evaluate_bag.md.
         models, classics: front-ends. parameters: of the node.
         image_topic, camera_info_topic, camera_info: of the images; None = found in the bag.
+        depth_topic: None = found in the bag by its name, "none" = none.
         ground_truth: topic or file; None = none. camera_in_body: (4, 4) pose of the camera in its frame.
         requirements: to be judged.
         rerun, mcap: files to write besides.
@@ -64,6 +67,7 @@ class Request:
     image_topic: str | None = None
     camera_info_topic: str | None = None
     camera_info: Path | None = None
+    depth_topic: str | None = None
     ground_truth: str | None = None
     camera_in_body: np.ndarray = field(default_factory=lambda: np.eye(4))
     requirements: list[Requirement] = field(default_factory=list)
@@ -96,6 +100,7 @@ class Session:
         self.failures: dict[str, str] = {}
         self.ground_truth: GroundTruth | None = None
         self.truth: Truth | None = None
+        self.scene: DepthScene | None = None
 
     def evaluate(self) -> dict[str, Any]:
         """Run and judge every front-end, and write the reports; after Ctrl-C those of the front-ends that are done.
@@ -110,6 +115,7 @@ class Session:
         try:
             if self.request.ground_truth:
                 self._read_ground_truth(self.request.ground_truth)
+                self._read_depth()
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._run_all()
@@ -120,6 +126,8 @@ class Session:
             return self._report()
         finally:
             self.footage.close()
+            if self.scene:
+                self.scene.close()
 
     def _read(self) -> Footage:
         request, settings = self.request, self.request.settings
@@ -149,6 +157,18 @@ class Session:
         if len(found) < len(footage.frames):
             _warn(f"{len(footage.frames) - len(found)} frames have no ground truth")
         self.ground_truth, self.truth = truth, Truth(found, settings["min_baseline_m"])
+
+    def _read_depth(self) -> None:
+        """Depth images, where there are any: with the poses they tell how true the tracks are."""
+        bag, asked = self.footage.bag, self.request.depth_topic
+        topic = asked or find_depth_topic(bag, self.footage.recording.image_topic)
+        if topic in (None, "none") or self.truth is None or self.footage.camera is None:
+            return
+        with self._bar("reading depth", bag.require(topic, (IMAGE,)).count) as bar:
+            self.scene = DepthScene(self.footage, topic, self.truth, self.footage.camera, bar.update)
+        for line in self.scene.problems:
+            bag.problems.append(line)
+            _warn(line)
 
     def _run_all(self) -> None:
         """Run all front-ends. Finished ones are added to `runs`; `failures` gets what failed, with the reason."""
@@ -202,7 +222,7 @@ class Session:
         gaps = self.request.settings["gaps"]
         steps = sum(len(run.frames) for run in self.runs) * len(gaps) if self.truth else 0
         with self._bar("judging", steps, "pair") as bar:
-            return [evaluate_run(run, self.footage, self.truth, gaps, bar.update) for run in self.runs]
+            return [evaluate_run(run, self.footage, self.truth, gaps, bar.update, self.scene) for run in self.runs]
 
     def _write_recordings(self, evaluated: list[Evaluated]) -> None:
         for path, write in ((self.request.rerun, write_rerun), (self.request.mcap, write_mcap)):
