@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -528,3 +530,27 @@ def test_tum_lines_keep_nanoseconds():
     pose[:3, 3] = 1, 2, 3
     (line,) = tables.tum_lines(iter([(1_700_000_000_123_456_789, pose)]))
     assert line == "1700000000.123456789 1 2 3 0 0 0 1"
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_a_click_into_a_plot_shows_that_frame(footage, evaluated, tmp_path):
+    """In a browser: a click at 0.7 s, another front-end, an arrow key."""
+    report = build_report(footage, None, None, evaluated, {}, SETTINGS)
+    write_page(report, evaluated, footage, tmp_path / "report.html")
+    click = """<script>
+        const [left, right, start, end] = document.querySelector(".timeline").dataset.timeline.split(" ").map(Number);
+        const svg = document.querySelector(".timeline svg"), box = svg.getBoundingClientRect();
+        const share = left + ((0.7 - start) / (end - start)) * (right - left);
+        svg.dispatchEvent(new MouseEvent("click", { clientX: box.left + box.width * share, bubbles: true }));
+        document.querySelector("#numbers tr[data-run='1']").click();
+        document.title = where.textContent;
+        document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+        document.title += " | " + where.textContent;
+    </script></body>"""
+    page = tmp_path / "clicked.html"
+    page.write_text((tmp_path / "report.html").read_text().replace("</body>", click))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    (title,) = re.findall("<title>(.*?)</title>", dumped)
+    first, second = title.split(" | ")
+    assert first.startswith("Frame 7, 0.70 s, stamp 1700000000.700000000; drawn: lk") and second.startswith("Frame 8,")

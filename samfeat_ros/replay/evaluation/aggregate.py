@@ -36,12 +36,13 @@ class Line:
     worst: dict[str, tuple[float, str]]
 
     def cell(self, run: str) -> str:
-        """Mean, and the worst value with its bag."""
+        """Mean, and the worst value with its bag where that is another."""
         text = self.figure.text(self.mean[run])
         if run not in self.worst:
             return text
         value, bag = self.worst[run]
-        return f"{text} ({self.figure.text(value)} {bag})"
+        worst = self.figure.text(value)
+        return text if worst == text else f"{text} ({worst} {bag})"
 
 
 @dataclass

@@ -101,8 +101,8 @@ def figures(gaps: Iterable[int]) -> list[Figure]:
     for age in (5, 20):
         key = f"track_truth.ages.{age}"
         lines += [
-            Figure(f"{key}.within.2", f"tracks of age {age} within 2 px of the truth, %", "{:.1f}", max),
-            Figure(f"{key}.survival", f"visible points still tracked at age {age}, %", "{:.1f}", max),
+            Figure(f"{key}.within.2", f"age {age}: tracks within 2 px, %", "{:.1f}", max),
+            Figure(f"{key}.survival", f"age {age}: visible points tracked, %", "{:.1f}", max),
         ]
     for gap in gaps:
         for name, form in (("rotation", "{:.3f}"), ("direction", "{:.2f}")):

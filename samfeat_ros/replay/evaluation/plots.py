@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from samfeat_core.track_truth import AGES
 from samfeat_ros.replay.evaluation.report import Evaluated
 
 COLOURS = ("#1f6fb2", "#d1495b", "#2e933c", "#e08e0b", "#7b4fa3", "#5c677d", "#00798c", "#9b5d00")
@@ -147,7 +148,7 @@ def track_truth(evaluated: list[Evaluated]) -> list[Plot]:
         for index, by_age in known:
             there = {int(age): value(found) for age, found in by_age.items() if found}
             axis.plot(list(there), list(there.values()), ".-", color=colour(index), label=evaluated[index].run.name)
-        axis.set(xlabel="age of the track, frames", ylabel=label)
+        axis.set(xlabel="age of the track, frames", ylabel=label, xticks=AGES)
         axis.set_ylim(top=101)
         axis.legend(fontsize=FONT - 1, frameon=False)
         plots.append(_plot(title, figure, axis))
