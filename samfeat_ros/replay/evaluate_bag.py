@@ -117,6 +117,7 @@ def evaluate(
         }
         if len(bags) > 1 and (rerun or mcap):
             raise UsageError("--rerun, --mcap: expected one bag")
+        names = [*(choice.label for choice in models), *classics]
         request = Request(
             settings,
             models,
@@ -128,7 +129,7 @@ def evaluate(
             depth_topic=depth_topic,
             ground_truth=ground_truth,
             camera_in_body=_extrinsics(extrinsics),
-            requirements=[Requirement.parse(text, settings["gaps"]) for text in require],
+            requirements=[Requirement.parse(text, settings["gaps"], names) for text in require],
             rerun=rerun,
             mcap=mcap,
         )

@@ -29,6 +29,7 @@ from samfeat_ros.replay.evaluation.requirements import Requirement, result_line
 from samfeat_ros.replay.evaluation.verdict import BAD, GOOD, MIXED, verdict
 
 FRAMES = 200
+RUNS = ("nano", "orb", "lk", "sift")
 
 
 def entry(name: str, kind: str, inliers: np.ndarray, **figures) -> dict:
@@ -75,15 +76,15 @@ def noise(seed: int, mean: float = 300.0) -> np.ndarray:
 )
 def test_a_requirement_is_held_against_the_models(text, value, holds):
     entries = [entry("nano", "model", np.full(FRAMES, 100.0)), entry("orb", "classic", np.full(FRAMES, 9.0))]
-    (result,) = Requirement.parse(text, [1]).judge(entries)
+    (result,) = Requirement.parse(text, [1], RUNS).judge(entries)
     assert (result["run"], result["value"], result["holds"]) == ("nano", value, holds)
 
 
 def test_whom_a_requirement_is_for():
     entries = [entry("nano", "model", noise(0)), entry("orb", "classic", noise(1)), entry("lk", "classic", noise(2))]
-    assert [r["run"] for r in Requirement.parse("ate<=1", [1]).judge(entries[1:])] == ["orb", "lk"]
-    assert [r["run"] for r in Requirement.parse("lk:ate<=1", [1]).judge(entries)] == ["lk"]
-    (missing,) = Requirement.parse("sift:ate<=1", [1]).judge(entries)
+    assert [r["run"] for r in Requirement.parse("ate<=1", [1], RUNS).judge(entries[1:])] == ["orb", "lk"]
+    assert [r["run"] for r in Requirement.parse("lk:ate<=1", [1], RUNS).judge(entries)] == ["lk"]
+    (missing,) = Requirement.parse("sift:ate<=1", [1], RUNS).judge(entries)
     assert not missing["holds"] and result_line(missing) == "sift:ate<=1: sift: not in the report"
 
 
@@ -95,12 +96,13 @@ def test_whom_a_requirement_is_for():
         ("ate<=nan", "expected [RUN:]FIGURE>=NUMBER"),
         ("ate<=1e", "expected [RUN:]FIGURE>=NUMBER"),
         ("inlier.p5>=3", "there is no figure inlier.p5; expected one of ate, "),
+        ("surf:ate<=1", "no front-end surf is asked for; expected nano, orb, lk, sift"),
         ("relative_pose.5.rotation_deg.p50<=1", "there is no figure relative_pose.5"),
     ],
 )
 def test_wrong_requirements(text, expected):
     with pytest.raises(UsageError, match=r"--require ") as caught:
-        Requirement.parse(text, [1])
+        Requirement.parse(text, [1], RUNS)
     assert expected in str(caught.value)
 
 
@@ -218,14 +220,14 @@ def test_the_verdict_never_flatters():
     slow = entry("nano", "model", noise(0), latency_ms={"p50": 90.0, "p90": 99.0, "p99": 101.0})
     assert verdict(report(slow, rate="max"))[1].startswith("nano would not keep up (99 % of the frames within 101 ms")
     failing = report(entry("nano", "model", noise(0)))
-    failing["requirements"] = Requirement.parse("ate<=0.1", [1]).judge(failing["runs"])
+    failing["requirements"] = Requirement.parse("ate<=0.1", [1], RUNS).judge(failing["runs"])
     level, text = verdict(failing)
     assert level == MIXED and "but fails 1 of 1 requirements" in text
 
 
 def test_the_summary_for_a_pull_request(tmp_path):
     old, new = report(entry("nano", "model", noise(0))), report(entry("nano", "model", noise(1, 320.0)))
-    new["requirements"] = Requirement.parse("ate<=0.1", [1]).judge(new["runs"])
+    new["requirements"] = Requirement.parse("ate<=0.1", [1], RUNS).judge(new["runs"])
     write_summary(new, tmp_path / "report.md", compare(old, new), old)
     lines = (tmp_path / "report.md").read_text().splitlines()
     assert lines[0] == "### drive" and lines[2] == f"**{verdict(new)[1]}**"

@@ -11,7 +11,7 @@ import numpy as np
 
 from samfeat_core.errors import FileError
 from samfeat_ros.replay.evaluation.figures import Figure, figures
-from samfeat_ros.replay.evaluation.report import columns
+from samfeat_ros.replay.evaluation.report import FORMAT, columns
 
 RESAMPLES, BLOCK, CONFIDENCE = 400, 10, 0.95
 BETTER, WORSE, UNCHANGED, UNKNOWN = "better", "worse", "within the spread", ""
@@ -63,11 +63,16 @@ def read_report(path: Path) -> dict[str, Any]:
     path = path if path.suffix == ".json" else path / "report.json"
     try:
         report = json.loads(path.read_text())
-        if report["format"] != "samfeat_ros/evaluate_bag" or not isinstance(report["runs"], list):
+        whole = {"bag", "settings", "machine", "created"} <= report.keys()
+        if (
+            report["format"] != FORMAT
+            or not whole
+            or not all({"name", "per_frame"} <= run.keys() for run in report["runs"])
+        ):
             raise KeyError
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{path}: expected a report.json of evaluate_bag") from None
     return report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,14 @@ class Requirement:
     value: float
 
     @classmethod
-    def parse(cls, text: str, gaps: list[int]) -> Requirement:
+    def parse(cls, text: str, gaps: list[int], runs: Collection[str]) -> Requirement:
         """From "[RUN:]FIGURE>=NUMBER".
 
+        Args:
+            gaps: frame gaps of the relative poses. runs: names of the front-ends that are asked for.
+
         Raises:
-            UsageError: no such figure, or not of that form.
+            UsageError: no such figure or front-end, or not of that form.
         """
         found = _PATTERN.fullmatch(text.strip())
         value = _number(found["value"]) if found else math.nan
@@ -46,6 +50,10 @@ class Requirement:
         if key not in known:
             raise UsageError(
                 f"--require {text!r}: there is no figure {key}; expected one of {', '.join([*ALIASES, *known])}"
+            )
+        if found["run"] and found["run"] not in runs:
+            raise UsageError(
+                f"--require {text!r}: no front-end {found['run']} is asked for; expected {', '.join(runs)}"
             )
         return cls(text.strip(), found["run"], known[key], found["operator"], value)
 
