@@ -67,9 +67,9 @@ def test_model_and_classic_with_ground_truth(bag, weights, tmp_path):
             "--output", tmp_path / name,
         )  # fmt: skip
         report = json.loads((tmp_path / name / "report.json").read_text())
-        # a wall gives no trajectory in twelve frames: that is said, and nothing else is missing
+        # on a plane a trajectory may fail in twelve frames: that is said, and nothing else is missing
         assert code == (1 if report["missing"] else 0), err
-        assert all("trajectory: fewer than 10 frames" in line and line in err for line in report["missing"])
+        assert all(": trajectory: " in line and line in err for line in report["missing"])
         digests.append(report["runs"][0]["digest"])
     assert digests[0] == digests[1]
     assert (tmp_path / "first" / "report.html").stat().st_size > 10_000
@@ -153,7 +153,8 @@ def test_kitti_ground_truth_and_limit(bag, tmp_path):
         "--output",
         tmp_path / "out",
     )
-    assert code == 1 and err.count("missing:") == 1 and "trajectory: fewer than 10 frames" in err, err
+    assert code == 1 and err.count("missing:") == 1
+    assert "lk: trajectory: 8 frames have ground truth; expected 10 or more" in err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["ground_truth"]["frames_with_pose"] == 8 and report["bag"]["usable"] == 8
 

@@ -24,7 +24,7 @@ class Change:
 
     Attributes:
         difference: over the frames that both have, where the figure is made from single frames; else of the figures.
-        low, high: interval of the difference that 95 % of the resamples of the frames lie in; None = not known.
+        low, high: interval of the difference (`spread`); None = not known.
         verdict: `BETTER`, `WORSE`, `UNCHANGED`, or `UNKNOWN` where there is no interval or neither end is better.
     """
 
@@ -97,7 +97,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
 
 def changes_table(changes: list[Change]) -> str:
     """The changes for the terminal."""
-    head = ["change since the earlier report", "front-end", "then", "now", "difference", "95 % spread", ""]
+    head = ["change since the earlier report", "front-end", "then", "now", "difference", "spread", ""]
     lines = []
     for change in changes:
         text = change.figure.text
@@ -139,8 +139,12 @@ def spread(figure: Figure, old: dict[str, Any], new: dict[str, Any]) -> tuple[fl
 
     Blocks of 10 successive frames are drawn, as neighbours are alike (moving block bootstrap, Kuensch 1989). The
     interval says what other frames of the same kind would change; it knows nothing of a machine that was busier.
+    Of a figure that was computed several times, it is the interval between the repeats that are furthest apart.
     None where a run has no such column, or too few frames.
     """
+    was, now = figure.limits(old), figure.limits(new)
+    if was and now:
+        return _middle(figure, new) - _middle(figure, old), now[0] - was[1], now[1] - was[0]
     before, after = (_column(entry, figure.column) for entry in (old, new))
     common = sorted(before.keys() & after.keys())[1:]  # the first frame has nothing to match
     if len(common) < 2 * BLOCK:
@@ -153,6 +157,12 @@ def spread(figure: Figure, old: dict[str, Any], new: dict[str, Any]) -> tuple[fl
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(differences, (tail, 100 - tail))
     return difference, float(low), float(high)
+
+
+def _middle(figure: Figure, entry: dict[str, Any]) -> float:
+    value = figure.of(entry)
+    assert value is not None
+    return value
 
 
 def _column(entry: dict[str, Any], name: str) -> dict[int, float]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from samfeat_core.track_truth import AGES, WITHIN_PX
 
-Better = Callable[..., float]
+Better = Callable[..., Any]  # max or min
 ALIASES = {
     "ate": "trajectory.ate_rmse_m",
     "rpe": "trajectory.rpe.1.translation_rmse_m",
@@ -46,14 +46,44 @@ class Figure:
 
     def of(self, entry: dict[str, Any]) -> float | None:
         """Its value in a run's entry; None where it is not known."""
-        value: Any = entry
-        for name in self.key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
+        value = _look(entry, self.key)
         return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    def limits(self, entry: dict[str, Any]) -> tuple[float, float] | None:
+        """Least and largest value over the repeats, where the figure was computed several times."""
+        family, _, name = self.key.partition(".")
+        found = _look(entry, f"{family}.spread.{name}")
+        return (found[0], found[1]) if isinstance(found, list) else None
+
+    def is_better(self, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+        """Whether the entry `ours` is better by what is printed, and by more than the spread of the repeats."""
+        if self.better is None or self.of(ours) is None or self.of(theirs) is None:
+            return False
+        (low, high), (other_low, other_high) = self._printed(ours), self._printed(theirs)
+        return high < other_low if self.better is min else low > other_high
+
+    def _printed(self, entry: dict[str, Any]) -> tuple[float, float]:
+        value = self.of(entry)
+        low, high = self.limits(entry) or (value, value)
+        return float(self.form.format(low)), float(self.form.format(high))
+
+    def cell(self, entry: dict[str, Any]) -> str:
+        """A run's value as the tables print it, with the spread where there is one."""
+        text, limits = self.text(self.of(entry)), self.limits(entry)
+        if limits is None or self.text(limits[0]) == self.text(limits[1]):
+            return text
+        return f"{text} ({self.text(limits[0])} to {self.text(limits[1])})"
 
     def text(self, value: float | None, sign: str = "") -> str:
         """A value as the tables print it; `sign` "+" for differences."""
         return "-" if value is None else self.form.replace(":", f":{sign}").format(value)
+
+
+def _look(entry: dict[str, Any], key: str) -> Any:
+    value: Any = entry
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _rank(percent: float) -> Callable[..., np.ndarray]:
@@ -112,8 +142,8 @@ def figures(gaps: Iterable[int]) -> list[Figure]:
                 for rank in (50, 90)
             ]
     lines += [
-        Figure("trajectory.tracking", "odometry: frames with pose", "{:.0f}", max),
-        Figure("trajectory.lost", "odometry: frames lost", "{:.0f}", min),
+        Figure("trajectory.tracking", "frames with a pose", "{:.0f}", max),
+        Figure("trajectory.lost", "frames without a pose", "{:.0f}", min),
         Figure("trajectory.ate_rmse_m", "ATE rmse, m (scaled)", "{:.3f}", min),
         Figure("trajectory.ate_percent", "ATE, % of the path", "{:.2f}", min),
     ]

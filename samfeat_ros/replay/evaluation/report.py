@@ -24,18 +24,41 @@ from samfeat_ros.replay.evaluation.metrics import (
 from samfeat_ros.replay.evaluation.per_frame import per_frame, per_frame_under_truth
 from samfeat_ros.replay.evaluation.requirements import Requirement
 from samfeat_ros.replay.evaluation.runs import CLASSIC, MODEL, Run
-from samfeat_ros.replay.evaluation.trajectory import MIN_POSES, Trajectory, evaluate_trajectory
+from samfeat_ros.replay.evaluation.trajectory import (
+    MIN_POSES,
+    Trajectory,
+    evaluate_trajectories,
+    map_runs,
+    why_not,
+)
+from samfeat_ros.replay.evaluation.views import views_of
 
 FORMAT, VERSION = "samfeat_ros/evaluate_bag", 2
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run with its entry in the report and its trajectory."""
+    """A run with its entry in the report, and its trajectory or why there is none."""
 
     run: Run
     entry: dict[str, Any]
     trajectory: Trajectory | None
+    no_trajectory: str = ""
+
+
+def judge_trajectories(
+    runs: list[Run], footage: Footage, truth: Truth | None, on_step: Callable[[], None] = lambda: None
+) -> list[Trajectory | str]:
+    """The trajectory of each run, or why there is none. on_step: called after each repeat of each run."""
+    if truth is None or footage.camera is None:
+        return ["no ground truth, or no CameraInfo"] * len(runs)
+    if reason := why_not():
+        return [reason] * len(runs)
+    if len(truth.poses) < MIN_POSES:
+        return [f"{len(truth.poses)} frames have ground truth; expected {MIN_POSES} or more"] * len(runs)
+    views = [views_of(run.frames, lambda frame: footage.camera_of(frame.size)) for run in runs]
+    mapped = map_runs(views, footage.camera.focal, on_done=on_step)
+    return evaluate_trajectories(mapped, [len(run.frames) for run in runs], truth.poses)
 
 
 def evaluate_run(
@@ -45,29 +68,31 @@ def evaluate_run(
     gaps: list[int],
     on_step: Callable[[], None] = lambda: None,
     scene: DepthScene | None = None,
+    trajectory: Trajectory | str = "",
 ) -> Evaluated:
     """All numbers of one run.
 
     Args:
         on_step: called for every frame at every gap, for a progress bar.
         scene: depth beside the truth, None = there is none.
+        trajectory: of `judge_trajectories`.
     """
     entry = summarize(run)
     entry.update(epipolar=None, relative_pose=None, trajectory=None, track_truth=None, per_frame=per_frame(run.frames))
-    camera, trajectory = footage.camera, None
+    camera = footage.camera
+    path, reason = (None, trajectory) if isinstance(trajectory, str) else (trajectory, "")
     if camera is not None and truth is not None:
         frames = [frame for frame in run.frames if footage.camera_of(frame.size)]
         epipolar = epipolar_by_frame(frames, truth, camera)
         poses = relative_pose_errors(frames, truth, camera, gaps, on_step)
-        trajectory = evaluate_trajectory(frames, camera, truth.poses)
         entry["epipolar"] = summarize_epipolar(frames, epipolar)
         entry["relative_pose"] = summarize_relative_poses(poses)
-        entry["trajectory"] = trajectory.summary if trajectory else None
-        entry["per_frame"] |= per_frame_under_truth(run.frames, epipolar, poses, trajectory)
+        entry["trajectory"] = path.summary if path else None
+        entry["per_frame"] |= per_frame_under_truth(run.frames, epipolar, poses, path)
         if scene is not None and scene.known:
             tracks = {frame.number: (frame.ids, frame.keypoints) for frame in frames}
             entry["track_truth"] = truth_by_age(tracks, scene, scene.known)
-    return Evaluated(run, entry, trajectory)
+    return Evaluated(run, entry, path, reason)
 
 
 def build_report(
@@ -126,22 +151,20 @@ def build_report(
         "machine": machine(),
         "runs": entries,
         "failures": failures,
-        "missing": _missing(footage, truth, entries, settings),
+        "missing": _missing(footage, truth, evaluated, settings),
         "requirements": [result for requirement in requirements for result in requirement.judge(entries)],
     }
 
 
-def _missing(
-    footage: Footage, truth: Truth | None, entries: list[dict[str, Any]], settings: dict[str, Any]
-) -> list[str]:
+def _missing(footage: Footage, truth: Truth | None, evaluated: list[Evaluated], settings: dict[str, Any]) -> list[str]:
     """One line, with the reason, for each figure that ground truth was given for and that could not be computed."""
     if truth is None:
         return []
     if footage.camera is None:
         return ["all errors under ground truth: there is no usable CameraInfo; give --camera-info"]
     lines = []
-    for entry in entries:
-        name = entry["name"]
+    for item in evaluated:
+        entry, name = item.entry, item.run.name
         if not entry["epipolar"]:
             reason = f"no two frames with ground truth are {settings['min_baseline_m']} m apart (--min-baseline)"
             lines.append(f"{name}: epipolar error: {reason}")
@@ -150,7 +173,7 @@ def _missing(
         if gaps := [str(gap) for gap in settings["gaps"] if str(gap) not in (entry["relative_pose"] or {})]:
             lines.append(f"{name}: relative pose at gap {', '.join(gaps)}: no pair of frames with known motion")
         if not entry["trajectory"]:
-            lines.append(f"{name}: trajectory: fewer than {MIN_POSES} frames have both ground truth and a pose")
+            lines.append(f"{name}: trajectory: {item.no_trajectory}")
     return lines
 
 
@@ -161,35 +184,41 @@ def rows(report: dict[str, Any]) -> list[Figure]:
 
 
 def cells(row: Figure, report: dict[str, Any]) -> list[tuple[str, bool]]:
-    """(text, is the best) of each run in a line of the table."""
-    values = [row.of(entry) for entry in report["runs"]]
-    texts = [row.text(value) for value in values]
-    known = [value for value in values if value is not None]
-    if row.better is None or len(known) < 2:
-        return [(text, False) for text in texts]
-    best = row.text(row.better(known))  # equal to the printed digit is equal
-    tied = texts.count(best) == len(texts)
-    return [(text, text == best and not tied) for text in texts]
+    """(text, is the best) of each run in a line of the table.
+
+    Equal to the printed digit is equally good. Of figures with a spread, the best is one whose whole range is better
+    than those of all others.
+    """
+    entries = report["runs"]
+    known = [entry for entry in entries if row.of(entry) is not None]
+    best = [
+        entry in known and all(entry is other or _is_ahead(row, entry, other) for other in known) for entry in entries
+    ]
+    marked = len(known) > 1 and sum(best) < len(known)
+    return [(row.cell(entry), marked and good) for entry, good in zip(entries, best)]
+
+
+def _is_ahead(row: Figure, entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Better; or the same to the printed digit, where there is no spread."""
+    same = row.limits(entry) is None and row.text(row.of(entry)) == row.text(row.of(other))
+    return row.better is not None and (same or row.is_better(entry, other))
 
 
 def where_classic_wins(report: dict[str, Any]) -> list[str]:
     """Lines of the table in which a classic front-end is better than every model."""
     found = []
     for row in rows(report):
-        models, classics = (_values(row, report, kind) for kind in (MODEL, CLASSIC))
+        models, classics = (_entries(row, report, kind) for kind in (MODEL, CLASSIC))
         if row.better is None or not models or not classics:
             continue
-        ours, theirs = row.better(models.values()), row.better(classics.values())
-        texts = row.text(ours), row.text(theirs)
-        if texts[0] != texts[1] and row.better(ours, theirs) == theirs:
-            winner = next(name for name, value in classics.items() if value == theirs)
-            found.append(f"{row.label}: {winner} {texts[1]}, best model {texts[0]}")
+        ours, theirs = (row.better(entries, key=row.of) for entries in (models, classics))
+        if all(row.is_better(theirs, entry) for entry in models):
+            found.append(f"{row.label}: {theirs['name']} {row.cell(theirs)}, best model {row.cell(ours)}")
     return found
 
 
-def _values(row: Figure, report: dict[str, Any], kind: str) -> dict[str, float]:
-    entries = [entry for entry in report["runs"] if entry["kind"] == kind]
-    return {entry["name"]: value for entry in entries if (value := row.of(entry)) is not None}
+def _entries(row: Figure, report: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [entry for entry in report["runs"] if entry["kind"] == kind and row.of(entry) is not None]
 
 
 def text_table(report: dict[str, Any]) -> str:

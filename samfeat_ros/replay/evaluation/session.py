@@ -29,6 +29,7 @@ from samfeat_ros.replay.evaluation.report import (
     Evaluated,
     build_report,
     evaluate_run,
+    judge_trajectories,
     text_table,
     where_classic_wins,
 )
@@ -36,6 +37,7 @@ from samfeat_ros.replay.evaluation.requirements import Requirement, result_line
 from samfeat_ros.replay.evaluation.rerun_file import write_rerun
 from samfeat_ros.replay.evaluation.runs import Run
 from samfeat_ros.replay.evaluation.tables import write_frames, write_trajectories
+from samfeat_ros.replay.evaluation.trajectory import REPEATS
 from samfeat_ros.replay.evaluation.verdict import verdict
 from samfeat_ros.replay.recording import Recording
 from samfeat_ros.topics import IMAGE
@@ -221,8 +223,13 @@ class Session:
     def _judge(self) -> list[Evaluated]:
         gaps = self.request.settings["gaps"]
         steps = sum(len(run.frames) for run in self.runs) * len(gaps) if self.truth else 0
+        with self._bar("trajectories", REPEATS * len(self.runs), "repeat") as bar:
+            trajectories = judge_trajectories(self.runs, self.footage, self.truth, bar.update)
         with self._bar("judging", steps, "pair") as bar:
-            return [evaluate_run(run, self.footage, self.truth, gaps, bar.update, self.scene) for run in self.runs]
+            return [
+                evaluate_run(run, self.footage, self.truth, gaps, bar.update, self.scene, trajectory)
+                for run, trajectory in zip(self.runs, trajectories)
+            ]
 
     def _write_recordings(self, evaluated: list[Evaluated]) -> None:
         for path, write in ((self.request.rerun, write_rerun), (self.request.mcap, write_mcap)):

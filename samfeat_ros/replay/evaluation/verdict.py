@@ -81,18 +81,15 @@ def _beside_classic(entry: dict[str, Any], report: dict[str, Any]) -> str:
     known = named(report["settings"]["gaps"])
     for key, what in ((ALIASES["ate"], "ATE {} m"), ("inliers.p5", "inliers in the worst 5 % {}")):
         figure = known[key]
-        ours = figure.of(entry)
-        theirs = {other["name"]: value for other in rivals if (value := figure.of(other)) is not None}
-        if ours is not None and theirs and figure.better:
-            best = figure.better(theirs.values())
-            name = next(name for name, value in theirs.items() if value == best)
-            relation = _relation(figure, ours, best)
-            return f"; {what.format(figure.text(ours))}, {relation} {figure.text(best)} by {name}"
+        known_rivals = [other for other in rivals if figure.of(other) is not None]
+        if figure.of(entry) is not None and known_rivals and figure.better:
+            best = figure.better(known_rivals, key=figure.of)
+            ours, theirs = figure.text(figure.of(entry)), figure.text(figure.of(best))
+            return f"; {what.format(ours)}, {_relation(figure, entry, best)} {theirs} by {best['name']}"
     return ""
 
 
-def _relation(figure: Figure, ours: float, theirs: float) -> str:
-    assert figure.better is not None
-    if figure.text(ours) == figure.text(theirs):
-        return "level with"
-    return f"{'better' if figure.better(ours, theirs) == ours else 'worse'} than"
+def _relation(figure: Figure, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    if figure.is_better(ours, theirs):
+        return "better than"
+    return "worse than" if figure.is_better(theirs, ours) else "level with"
