@@ -368,6 +368,23 @@ def test_interrupted_in_the_second_bag(bag, tmp_path, monkeypatch):
     assert list(json.loads((tmp_path / "out" / "report.json").read_text())["bags"]) == ["wall"]
 
 
+def test_interrupted_while_judging(bag, tmp_path, monkeypatch):
+    """The runs are done: what needs no ground truth is in the report."""
+    from samfeat_ros.replay.evaluation import session
+
+    def interrupted(runs, footage, truth, on_step):
+        if truth is not None:
+            raise KeyboardInterrupt
+        return judge_trajectories(runs, footage, truth, on_step)
+
+    judge_trajectories = session.judge_trajectories
+    monkeypatch.setattr(session, "judge_trajectories", interrupted)
+    code, _, err = evaluate(bag, *CLASSIC, "--ground-truth", "/pose", "--output", tmp_path)
+    assert code == 130 and "missing: all errors under ground truth: interrupted" in err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["partial"] and report["runs"][0]["inliers"]["mean"] > 50 and report["runs"][0]["epipolar"] is None
+
+
 def test_a_file_for_foxglove(bag, tmp_path):
     """Overlays at the stamps of the frames, and the true poses, as another reader sees them."""
     path = tmp_path / "files" / "wall.mcap"

@@ -154,6 +154,18 @@ def test_other_frames_are_no_difference():
     )
 
 
+def test_more_dropped_frames_are_worse():
+    inliers = noise(0)
+    kept = [number for number in range(FRAMES) if number % 3]
+    frames = {"number": kept, "inliers": inliers[kept].tolist()}
+    new = entry("nano", "model", inliers, per_frame=frames, frames_dropped=FRAMES - len(kept))
+    changes = {change.figure.key: change for change in compare(report(entry("nano", "model", inliers)), report(new))}
+    assert changes["frames_dropped"].verdict == WORSE and changes["frames_dropped"].difference == pytest.approx(
+        66, abs=1
+    )
+    assert changes["inliers.mean"].verdict == UNCHANGED
+
+
 def test_blocks_widen_the_spread_where_neighbours_are_alike():
     slow = np.repeat(noise(5)[: FRAMES // 10], 10)
     independent, alike = (

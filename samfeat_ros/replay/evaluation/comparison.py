@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from samfeat_core.errors import FileError
-from samfeat_ros.replay.evaluation.figures import Figure, figures
+from samfeat_ros.replay.evaluation.figures import DROPPED, Figure, figures
 from samfeat_ros.replay.evaluation.report import FORMAT, columns
 
 RESAMPLES, BLOCK, CONFIDENCE = 400, 10, 0.95
@@ -88,7 +88,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
         for figure in figures(new["settings"]["gaps"]):
             was, now = figure.of(earlier), figure.of(entry)
             if was is not None and now is not None:
-                same_frames = earlier["per_frame"]["number"] == entry["per_frame"]["number"]
+                same_frames = earlier["per_frame"]["number"] == entry["per_frame"]["number"] or figure.column == DROPPED
                 paired, *interval = spread(figure, earlier, entry) or (now - was,)
                 difference = now - was if same_frames else paired
                 changes.append(Change(entry["name"], figure, was, now, difference, *interval))
@@ -145,7 +145,12 @@ def spread(figure: Figure, old: dict[str, Any], new: dict[str, Any]) -> tuple[fl
     was, now = figure.limits(old), figure.limits(new)
     if was and now:
         return _middle(figure, new) - _middle(figure, old), now[0] - was[1], now[1] - was[0]
-    before, after = (_column(entry, figure.column) for entry in (old, new))
+    if figure.column == DROPPED:
+        numbers = [number for entry in (old, new) for number in entry["per_frame"]["number"]]
+        every = range(min(numbers), max(numbers) + 1)
+        before, after = (_dropped(entry, every) for entry in (old, new))
+    else:
+        before, after = (_column(entry, figure.column) for entry in (old, new))
     common = sorted(before.keys() & after.keys())[1:]  # the first frame has nothing to match
     if len(common) < 2 * BLOCK:
         return None
@@ -163,6 +168,12 @@ def _middle(figure: Figure, entry: dict[str, Any]) -> float:
     value = figure.of(entry)
     assert value is not None
     return value
+
+
+def _dropped(entry: dict[str, Any], every: range) -> dict[int, float]:
+    """{frame number: whether it was not processed}, 1 or 0."""
+    processed = set(entry["per_frame"]["number"])
+    return {number: float(number not in processed) for number in every}
 
 
 def _column(entry: dict[str, Any], name: str) -> dict[int, float]:

@@ -19,6 +19,7 @@ ALIASES = {
     "latency": "latency_ms.p50",
     "drops": "frames_dropped",
 }
+DROPPED = "dropped"  # the column of frames that were not processed, which `per_frame` has not
 # Figures that have a name but no line in the tables.
 _FAMILIES = {
     **dict.fromkeys(("keypoints", "matches", "inliers", "inlier_ratio"), ("mean", "median", "p5")),
@@ -106,7 +107,7 @@ def figures(gaps: Iterable[int]) -> list[Figure]:
     lines = [
         Figure("frames_offered", "frames received"),
         Figure("frames_processed", "frames processed"),
-        Figure("frames_dropped", "frames dropped", better=min),
+        Figure("frames_dropped", "frames dropped", "{:.0f}", min, DROPPED, np.sum),
         Figure("rate_hz", "rate, Hz", "{:.1f}"),
         Figure("latency_ms.p50", "latency p50, ms", "{:.1f}", min, "latency_ms", _rank(50)),
         Figure("latency_ms.p90", "latency p90, ms", "{:.1f}", min, "latency_ms", _rank(90)),

@@ -105,13 +105,16 @@ class Session:
         self.scene: DepthScene | None = None
 
     def evaluate(self) -> dict[str, Any]:
-        """Run and judge every front-end, and write the reports; after Ctrl-C those of the front-ends that are done.
+        """Run and judge every front-end, and write the reports.
+
+        After Ctrl-C the front-ends that are done are judged; after Ctrl-C while judging, without ground truth.
 
         Returns:
             the content of report.json.
 
         Raises:
             SamfeatError: nothing could be evaluated.
+            KeyboardInterrupt: after the reports are written.
         """
         self.footage = self._read()
         try:
@@ -119,13 +122,24 @@ class Session:
                 self._read_ground_truth(self.request.ground_truth)
                 self._read_depth()
             self.folder.mkdir(parents=True, exist_ok=True)
+            interrupted = False
             try:
                 self._run_all()
             except KeyboardInterrupt:
-                if self.runs:
-                    self._report(interrupted=True)
-                raise
-            return self._report()
+                if not self.runs:
+                    raise
+                interrupted = True
+            self._check_runs()
+            try:
+                evaluated = self._judge()
+            except KeyboardInterrupt:
+                interrupted = True
+                self.ground_truth = self.truth = None
+                evaluated = self._judge()
+            report = self._report(evaluated, interrupted)
+            if interrupted:
+                raise KeyboardInterrupt
+            return report
         finally:
             self.footage.close()
             if self.scene:
@@ -197,17 +211,21 @@ class Session:
             else:
                 self.failures[label] = "no frame was processed"
 
-    def _report(self, interrupted: bool = False) -> dict[str, Any]:
-        """Judge the runs, write the reports, and say what matters."""
+    def _check_runs(self) -> None:
+        """Say what failed. Raises FootageError where nothing else is left."""
         for name, reason in self.failures.items():
             typer.echo(f"evaluate_bag: {name}: {reason}", err=True)
         if not self.runs:
             raise FootageError(f"{self.footage.bag.path}: nothing could be evaluated")
-        evaluated = self._judge()
+
+    def _report(self, evaluated: list[Evaluated], interrupted: bool) -> dict[str, Any]:
+        """Write the reports, and say what matters."""
         report = build_report(
             self.footage, self.ground_truth, self.truth, evaluated, self.failures, self.request.settings,
             interrupted, self.request.requirements,
         )  # fmt: skip
+        if self.request.ground_truth and self.truth is None:
+            report["missing"].append("all errors under ground truth: interrupted")
         changes = compare(self.earlier, report) if self.earlier else []
         write_json(self.folder / REPORT, report)
         write_page(report, evaluated, self.footage, self.folder / PAGE, changes, self.earlier)
