@@ -25,7 +25,7 @@ setup(
     packages=find_packages(include=["samfeat_core", "samfeat_core.*", "samfeat_ros", "samfeat_ros.*"]),
     package_data={
         "samfeat_core": ["weights/*.safetensors", "weights/*.int8.json", "weights/*.md", "py.typed"],
-        "samfeat_ros": ["py.typed"],
+        "samfeat_ros": ["py.typed", "replay/evaluation/templates/*"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
@@ -46,7 +46,9 @@ setup(
         "opencv": ["opencv-python-headless"],
         # demo, evaluate_bag and sequence_to_bag
         "tools": ["rosbags>=0.10", "mcap", "lz4", "zstandard", "evo", "psutil", "PyYAML", "matplotlib", "tqdm"]
-        + ["typer>=0.12.5"],
+        + ["pycolmap>=4.0", "typer>=0.12.5", "jinja2>=3.0"],
+        # evaluate_bag --rerun
+        "rerun": ["rerun-sdk>=0.41"],
         "test": ["pytest"],
     },
     zip_safe=False,

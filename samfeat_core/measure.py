@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 RANKS = (50, 90, 99)
-_PACKAGES = ("torch", "openvino", "onnxruntime")
+_PACKAGES = ("samfeat_ros", "torch", "openvino", "onnxruntime")
 
 
 def percentiles(values: Iterable[float] | np.ndarray, ranks: tuple[int, ...] = RANKS) -> dict[str, float] | None:

@@ -133,6 +133,30 @@ def _rows(msg: Any, buffer: np.ndarray, row_bytes: int, rows: int) -> np.ndarray
     return buffer.reshape(rows, step)[:, :row_bytes]
 
 
+# Of depth images (REP 118): the type of a pixel, and metres in its unit.
+_DEPTH = {"16UC1": ("u2", 1e-3), "mono16": ("u2", 1e-3), "32FC1": ("f4", 1.0)}
+
+
+def depth_from_msg(msg: Any) -> np.ndarray:
+    """Depth of a sensor_msgs/Image of encoding 16UC1 (millimetres) or 32FC1 (metres), as rclpy or rosbags has it.
+
+    Returns:
+        (H, W) float32 metres, 0 where there is none.
+
+    Raises:
+        ImageError: the message contradicts itself, or its encoding is another.
+    """
+    width, height = int(msg.width), int(msg.height)
+    check_size(width, height, "a depth image")
+    if msg.encoding not in _DEPTH:
+        raise ImageError("encoding", f"encoding {quoted(msg.encoding)} of a depth image: expected {', '.join(_DEPTH)}")
+    kind, unit = _DEPTH[msg.encoding]
+    rows = _rows(msg, _buffer(msg.data), width * int(kind[1]), height)
+    values = np.ascontiguousarray(rows).view(f"{'>' if msg.is_bigendian else '<'}{kind}")
+    metres = values.astype(np.float32) * np.float32(unit)
+    return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+
+
 def _interleaved(layout: _Layout, msg: Any, buffer: np.ndarray, full_scale: int) -> np.ndarray:
     pixel_bytes = layout.channels * layout.bits // 8
     rows = _rows(msg, buffer, msg.width * pixel_bytes, msg.height)

@@ -40,6 +40,12 @@ def image(index: int, pixels: np.ndarray | None = None, stamp_ns: int | None = N
     return TYPES["sensor_msgs/msg/Image"](header(index, stamp_ns), rows, columns, "mono8", 0, columns, data)
 
 
+def depth(index: int) -> Any:
+    """The wall, 16UC1."""
+    data = np.full(WIDTH * HEIGHT, 1000 * DEPTH, "<u2").view(np.uint8)
+    return TYPES["sensor_msgs/msg/Image"](header(index), HEIGHT, WIDTH, "16UC1", 0, 2 * WIDTH, data)
+
+
 def camera_info(index: int) -> Any:
     k = np.array([FOCAL, 0, (WIDTH - 1) / 2, 0, FOCAL, (HEIGHT - 1) / 2, 0, 0, 1.0])
     p = np.column_stack([k.reshape(3, 3), np.zeros(3)]).ravel()
@@ -61,13 +67,15 @@ def write_bag(
     frames: int = 12,
     images: list[Any] | None = None,
     with_camera: bool = True,
+    with_depth: bool = False,
     storage: StoragePlugin = StoragePlugin.MCAP,
 ) -> Path:
-    """A bag with /camera/image_raw, /camera/camera_info and /pose; `images` replaces the images."""
+    """A bag with /camera/image_raw, /camera/camera_info, /pose and /camera/depth; `images` replaces the images."""
     kinds = {
         "/camera/camera_info": "sensor_msgs/msg/CameraInfo",
         "/camera/image_raw": "sensor_msgs/msg/Image",
         "/pose": "geometry_msgs/msg/PoseStamped",
+        **({"/camera/depth": "sensor_msgs/msg/Image"} if with_depth else {}),
     }
     images = [image(index) for index in range(frames)] if images is None else images
     with Writer(path, version=9, storage_plugin=storage) as writer:
@@ -77,8 +85,9 @@ def write_bag(
                 "/camera/camera_info": camera_info(index),
                 "/camera/image_raw": picture_message,
                 "/pose": pose(index),
+                "/camera/depth": depth(index),
             }
             for name, message in content.items():
-                if with_camera or name != "/camera/camera_info":
+                if name in kinds and (with_camera or name != "/camera/camera_info"):
                     writer.write(topics[name], START + index * FRAME_NS, STORE.serialize_cdr(message, kinds[name]))
     return path

@@ -24,7 +24,8 @@ KEYS = {
     "launch_ros", "python3-opencv", "python3-numpy",
 }  # fmt: skip
 # Modules that come under another name, by what package.xml or setup.py calls them.
-DISTRIBUTION = {"cv2": "python3-opencv", "numpy": "python3-numpy", "yaml": "python3-yaml"}
+DISTRIBUTION = {"cv2": "python3-opencv", "numba": "python3-numba", "numpy": "python3-numpy", "rerun": "rerun-sdk"}
+DISTRIBUTION |= {"yaml": "python3-yaml"}
 # Used where it is there, never installed by us: NVIDIA's own builds (docs/robot.md), messages for viewers.
 WHERE_THERE = {"torch_tensorrt", "visualization_msgs"}
 # Declared, but imported by the launch file or the tests, or a second name of what rosdep brings.

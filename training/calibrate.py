@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from samfeat_core.engines.openvino_int8 import ranges_file
 from samfeat_core.extractor import FeatureExtractor
+from samfeat_core.progress import progress
 from samfeat_core.quantization import convolutions, fold_batch_norms, write_ranges
 from samfeat_core.weights import load_network
 from training.cli import application, one_line_errors
 from training.data.photo_store import PhotoFile, SkipPhoto, StoreError, find_photos, read_photo
-from training.progress import progress
 
 app = application()
 

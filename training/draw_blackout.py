@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import typer
 
-from samfeat_core.camera import Camera
 from samfeat_core.errors import UsageError
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.files import write_bytes
@@ -40,11 +39,11 @@ def draw_blackout(
             raise UsageError(f"{output}: expected a picture's name, such as blackout.jpg")
         footage = dark(shortened(rendered("room", 40, seed, speed=1.2, turn_deg_s=40.0), 40), 3)
         extractor = FeatureExtractor.from_pretrained(model, device="cpu")
-        tracker, camera = make_tracker("hybrid"), Camera(footage.matrix, np.zeros(0), *footage.size)
+        tracker = make_tracker("hybrid")
         places: list[dict[int, tuple[np.ndarray, bool]]] = []
         for frame in range(FRAMES[-1] + 1):
             image = footage.image(frame)
-            matches = tracker.update(extractor(image), footage.stamps_ns[frame], camera, image)
+            matches = tracker.update(extractor(image), footage.stamps_ns[frame], footage.camera, image)
             assert tracker.current is not None
             rows = zip(matches.track_ids.tolist(), tracker.current.keypoints, matches.sources == RECOVERED, strict=True)
             places.append({name: (point, back) for name, point, back in rows})

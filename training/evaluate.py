@@ -19,13 +19,13 @@ import typer
 from samfeat_core.classic import CLASSIC, Extractor
 from samfeat_core.command import DEVICE_HELP, ENGINE_HELP
 from samfeat_core.errors import UsageError
+from samfeat_core.progress import progress
 from training.cli import application, one_line_errors
 from training.environment import data_folder
 from training.evaluation import report
 from training.evaluation.extractors import resolve
 from training.evaluation.suites import FOLDERS, SUITES, Options, Task, find_folder
 from training.evaluation.tracks.suite import TrackTask
-from training.progress import progress
 
 WEIGHTS = Path(__file__).parents[1] / "samfeat_core" / "weights"
 

@@ -15,10 +15,10 @@ import typer
 
 from samfeat_core.errors import UsageError
 from samfeat_core.files import write_json
+from samfeat_core.progress import progress
 from samfeat_core.sequence import NO_DEPTH
 from training.cli import application, one_line_errors
 from training.data.scenes import SCENES, RenderedFrame, fly_through, load_textures, pinhole
-from training.progress import progress
 
 SPEEDS = {"room": 0.5, "planes": 0.6, "street": 6.0}  # metres per second
 

@@ -1,4 +1,4 @@
-"""Plain monocular visual odometry from tracked points: an example back-end, and the judge in `evaluate_bag`.
+"""Plain monocular visual odometry from tracked points: an example of a live back-end.
 
 It knows cameras and tracks, no ROS. A first motion comes from the essential matrix; every further pose from points that
 are triangulated along their tracks (perspective-n-point), and the last few keyframes are adjusted together with their
@@ -221,7 +221,7 @@ class MonocularOdometry:
     def _accept_motion(self, rays: np.ndarray, rows: np.ndarray, motion: Pose, inlier: np.ndarray) -> Update | None:
         rows = rows[inlier]
         points = triangulate(Pose(), motion, self._seen[rows, 0], rays[rows])
-        angles = _parallax(Pose(), motion, self._seen[rows, 0], rays[rows])
+        angles = parallax(Pose(), motion, self._seen[rows, 0], rays[rows])
         if len(rows) < _MIN_COMMON or inlier.mean() < 0.5 or np.median(angles) < self.min_parallax:
             return None
         origin = self._slots[0]
@@ -275,14 +275,14 @@ class MonocularOdometry:
         if not ok or chosen is None or len(chosen) < _MIN_POINTS:
             pose = predicted
         for _ in range(2):
-            inlier = _residuals(pose, points, seen) < 2 * self.threshold
+            inlier = reprojection_errors(pose, points, seen) < 2 * self.threshold
             if inlier.sum() < _MIN_POINTS or inlier.mean() < 0.3:
                 return None
             turn, translation = cv2.solvePnPRefineLM(
                 points[inlier], seen[inlier], np.eye(3), None, cv2.Rodrigues(pose.rotation)[0], pose.translation.copy()
             )
             pose = Pose(cv2.Rodrigues(turn)[0], translation.ravel())
-        inlier = _residuals(pose, points, seen) < 2 * self.threshold
+        inlier = reprojection_errors(pose, points, seen) < 2 * self.threshold
         return (pose, inlier) if inlier.sum() >= _MIN_POINTS else None
 
     def _lose(self, predicted: Pose) -> Update:
@@ -298,7 +298,7 @@ class MonocularOdometry:
         rows = np.isfinite(self._seen[:, -2:, 0]).all(axis=1) & np.isfinite(self._points[:, 0])
         if rows.sum() < _MIN_COMMON:
             return True
-        angles = _parallax(self._slots[-2], self._slots[-1], self._seen[rows, -2], self._seen[rows, -1])
+        angles = parallax(self._slots[-2], self._slots[-1], self._seen[rows, -2], self._seen[rows, -1])
         return bool(np.median(angles) > self.min_parallax / 2)
 
     def _append(self, rays: np.ndarray, pose: Pose) -> None:
@@ -317,9 +317,11 @@ class MonocularOdometry:
             some = rows[oldest == slot]
             first, a, b = self._slots[slot], self._seen[some, slot], self._seen[some, -1]
             points = triangulate(first, last, a, b)
-            good = _parallax(first, last, a, b) > self.min_parallax
+            good = parallax(first, last, a, b) > self.min_parallax
             good &= (first.apply(points)[:, 2] > 0) & (last.apply(points)[:, 2] > 0)
-            good &= (_residuals(first, points, a) < self.threshold) & (_residuals(last, points, b) < self.threshold)
+            good &= (reprojection_errors(first, points, a) < self.threshold) & (
+                reprojection_errors(last, points, b) < self.threshold
+            )
             self._points[some[good]] = points[good]
 
     def _adjust(self) -> None:
@@ -438,7 +440,7 @@ def _projection_jacobian(cameras: np.ndarray) -> np.ndarray:
     return jacobian
 
 
-def _residuals(pose: Pose, points: np.ndarray, rays: np.ndarray) -> np.ndarray:
+def reprojection_errors(pose: Pose, points: np.ndarray, rays: np.ndarray) -> np.ndarray:
     """(N,) reprojection errors in normalised units; infinite behind the camera."""
     cameras = pose.apply(points)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -446,7 +448,7 @@ def _residuals(pose: Pose, points: np.ndarray, rays: np.ndarray) -> np.ndarray:
     return np.where((cameras[:, 2] > 0) & np.isfinite(error), error, np.inf)
 
 
-def _parallax(pose_a: Pose, pose_b: Pose, rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
+def parallax(pose_a: Pose, pose_b: Pose, rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
     """(N,) angle in radians between the two lines of sight of each point."""
     lines = []
     for pose, rays in ((pose_a, rays_a), (pose_b, rays_b)):

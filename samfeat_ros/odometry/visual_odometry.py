@@ -1,7 +1,7 @@
 """`visual_odometry`: a worked example of a back-end on the node's topics.
 
-It subscribes to `samfeat/matches` and `camera_info`, runs `samfeat_ros.odometry.estimator.MonocularOdometry` (the
-code by which `evaluate_bag` computes its trajectories), and publishes the camera's pose:
+It subscribes to `samfeat/matches` and `camera_info`, runs `samfeat_ros.odometry.estimator.MonocularOdometry`, and
+publishes the camera's pose:
 
 - `~/odometry`, nav_msgs/Odometry: pose and velocity of the camera's optical frame in `odom_frame`;
 - `~/path`, nav_msgs/Path, while somebody listens;

@@ -22,6 +22,7 @@ import typer
 from samfeat_core.command import DEVICE_HELP, ENGINE_HELP, errors_in_one_line
 from samfeat_core.files import write_bytes, write_json
 from samfeat_core.measure import machine, percentiles
+from samfeat_core.progress import progress
 from samfeat_core.tracking import TRACKERS
 from samfeat_ros import node_status
 from samfeat_ros.environment import prepare_environment
@@ -194,8 +195,6 @@ def run(
         NodeError: the node failed, or gave nothing back.
         BagError: the recording holds no readable image.
     """
-    from tqdm import tqdm
-
     output.mkdir(parents=True, exist_ok=True)
     picture = output / "overlay.png"
     picture.unlink(missing_ok=True)
@@ -205,7 +204,7 @@ def run(
     with NodeProcess(parameters, recording.image_type, timeout, output / "node.log") as process:
         with Playback(process, on_message=tally.take) as playback:
             playback.wait_until_ready(*first)
-            with tqdm(desc="playing", total=recording.count, unit="frame") as bar:
+            with progress(None, "playing", "frame", total=recording.count) as bar:
                 playback.play(within(recording.messages(), seconds), rate, on_frame=bar.update)
             report = build_report(recording, playback, tally)
         if not report["frames_processed"]:

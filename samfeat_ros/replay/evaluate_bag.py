@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
 import yaml
-from tqdm import tqdm
 
 from samfeat_core.command import DEVICE_HELP, ENGINE_HELP, FAILED, errors_in_one_line
-from samfeat_core.errors import SamfeatError, UsageError, one_line
-from samfeat_core.files import write_json
+from samfeat_core.errors import UsageError
 from samfeat_ros.environment import prepare_environment
 from samfeat_ros.replay.interrupts import interrupt_on_signals
 
 if TYPE_CHECKING:  # the rest imports ROS, which prepare_environment must precede
-    from samfeat_ros.replay.evaluation.footage import Footage
-    from samfeat_ros.replay.evaluation.ground_truth import GroundTruth
-    from samfeat_ros.replay.evaluation.metrics import Truth
     from samfeat_ros.replay.evaluation.node_run import ModelChoice
-    from samfeat_ros.replay.evaluation.runs import Run
 
-# What the classic front-ends share with the node: their argument -> the node's parameter.
-SHARED_PARAMETERS = {"threshold_px": "inlier_threshold", "max_gap_s": "max_gap", "verify": "verify"}
 # What has an option of its own, or is set by the playback.
 OWN_OPTIONS = {
     "model": "use --model",
@@ -44,17 +34,24 @@ OWN_OPTIONS = {
     "autostart": "the playback sets it",
     "image_transport": "the playback sets it",
 }
-REPORT_FILES = ("report.json", "report.html")
+REQUIREMENT_FAILED = 3  # exit code
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def evaluate(
-    bag: Path = typer.Argument(..., help="Bag folder or file: ROS 2 (MCAP, sqlite3) or ROS 1."),
+    bags: list[Path] = typer.Argument(
+        ..., metavar="BAG...", help="Bag folders or files: ROS 2 (MCAP, sqlite3) or ROS 1; several give an aggregate."
+    ),
     image_topic: str = typer.Option(None, help="Image or CompressedImage topic; may be left out if there is only one."),
     camera_info_topic: str = typer.Option(None, help="CameraInfo topic; default: camera_info beside the images."),
     camera_info: Path = typer.Option(None, help="Calibration file (YAML of camera_calibration) in its place."),
+    depth_topic: str = typer.Option(
+        None,
+        help="Depth images that are registered to the images, for the truth of tracks; default: the only Image topic "
+        "with depth in its name; none.",
+    ),
     ground_truth: str = typer.Option(
         None, help="Pose topic (PoseStamped, PoseWithCovarianceStamped, Odometry, TransformStamped), TUM or KITTI file."
     ),
@@ -74,14 +71,30 @@ def evaluate(
     engine: str = typer.Option("auto", help=f"Engine of the models: {ENGINE_HELP}"),
     parameter: list[str] = typer.Option([], help="Further parameter of the node, NAME=VALUE; repeat for more."),
     rectified: bool = typer.Option(False, help="The images are rectified: take P of CameraInfo, and no distortion."),
-    limit: int = typer.Option(None, min=1, help="Use only the first so many images."),
-    output: Path = typer.Option(None, help="Folder of the report; default: out/evaluate_bag/<name of the bag>."),
+    start: float = typer.Option(0.0, help="Leave out so many seconds at the beginning of the images."),
+    duration: float = typer.Option(None, help="Use only so many seconds of the images."),
+    limit: int = typer.Option(None, min=1, help="Use only so many images."),
+    compare: Path = typer.Option(None, help="Earlier report.json, or its folder: what has changed since?"),
+    require: list[str] = typer.Option(
+        [], help="[RUN:]FIGURE>=NUMBER, as in 'inliers.p5>=300' or 'ate<=0.3'; exit code 3 if not; repeat for more."
+    ),
+    rerun: Path = typer.Option(None, help="Also write a recording for the viewer of rerun.io (.rrd)."),
+    mcap: Path = typer.Option(None, help="Also write overlays and poses as ROS topics, for Foxglove (.mcap)."),
+    output: Path = typer.Option(
+        None,
+        help="Folder of the report; default: out/evaluate_bag/<name of the bag>. Several bags have folders in it.",
+    ),
     overwrite: bool = typer.Option(False, help="Replace a report that is there."),
 ) -> None:
     """Evaluate visual front-ends on a recording."""
     prepare_environment()
     interrupt_on_signals()
     with errors_in_one_line("evaluate_bag"):
+        from samfeat_ros.replay.evaluation.aggregate import Bags
+        from samfeat_ros.replay.evaluation.requirements import Requirement
+        from samfeat_ros.replay.evaluation.rerun_file import require_rerun
+        from samfeat_ros.replay.evaluation.session import Request, Session
+
         speed = _rate(rate)
         given = _parameters(parameter)
         parameters = {**given, "device": device, "engine": engine, "rectified": rectified}
@@ -90,7 +103,7 @@ def evaluate(
             raise UsageError("--parameter mask_file: the classic front-ends have no mask; expected --classic none")
         if not models and not classics:
             raise UsageError("neither a model nor a classic front-end is asked for")
-        settings = {
+        settings: dict[str, Any] = {
             "rate": "max" if speed is None else speed,
             "keypoints": keypoints,
             "gaps": _gaps(gaps),
@@ -98,165 +111,86 @@ def evaluate(
             "min_baseline_m": _not_negative("--min-baseline", min_baseline),
             "extrinsics": extrinsics,
             "rectified": rectified,
+            "start_s": _not_negative("--start", start),
+            "duration_s": None if duration is None else _not_negative("--duration", duration),
             "limit": limit,
         }
-        camera_in_body = _extrinsics(extrinsics)
-        folder = output or Path("out", "evaluate_bag", bag.resolve().name)
-        _make_room(folder, overwrite)
-        footage = _open_footage(bag, image_topic, camera_info_topic, camera_info, limit, parameters)
-        try:
-            known: tuple[GroundTruth | None, Truth | None] = (None, None)
-            if ground_truth:
-                known = _ground_truth(footage, ground_truth, camera_in_body, settings)
-            folder.mkdir(parents=True, exist_ok=True)
-            shared = {name: given[key] for name, key in SHARED_PARAMETERS.items() if key in given}
-            runs: list[Run] = []
-            failures: dict[str, str] = {}
-            try:
-                _run_all(models, classics, footage, keypoints, speed, folder, shared, runs, failures)
-            except KeyboardInterrupt:
-                if runs:
-                    _report(footage, known, runs, failures, settings, folder, interrupted=True)
-                raise
-            missing = _report(footage, known, runs, failures, settings, folder)
-        finally:
-            footage.close()
-    if failures or missing:
+        if len(bags) > 1 and (rerun or mcap):
+            raise UsageError("--rerun, --mcap: expected one bag")
+        names = [*(choice.label for choice in models), *classics]
+        request = Request(
+            settings,
+            models,
+            classics,
+            parameters,
+            image_topic=image_topic,
+            camera_info_topic=camera_info_topic,
+            camera_info=camera_info,
+            depth_topic=depth_topic,
+            ground_truth=ground_truth,
+            camera_in_body=_extrinsics(extrinsics),
+            requirements=[Requirement.parse(text, settings["gaps"], names) for text in require],
+            rerun=rerun,
+            mcap=mcap,
+        )
+        folders, earlier = _folders(output, bags), _earlier(compare, bags)
+        if rerun:
+            require_rerun()
+        _make_room(
+            folders if len(bags) == 1 else [folders[0].parent, *folders],
+            [path for path in (rerun, mcap) if path],
+            overwrite,
+        )
+        sessions = [Session(request, *of_bag) for of_bag in zip(bags, folders, earlier)]
+        if len(sessions) == 1:
+            reports, complete = [sessions[0].evaluate()], True
+        else:
+            together = Bags(folders[0].parent)
+            together.evaluate(sessions)
+            reports, complete = list(together.reports.values()), not together.failed
+    if not all(result["holds"] for report in reports for result in report["requirements"]):
+        raise typer.Exit(REQUIREMENT_FAILED)
+    if not complete or any(report["failures"] or report["missing"] for report in reports):
         raise typer.Exit(FAILED)
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
-    """Remove the report of an earlier run, if the user agrees: a run that fails must not seem to have written it."""
-    there = [folder / name for name in REPORT_FILES if (folder / name).exists()]
+def _make_room(folders: list[Path], files: list[Path], overwrite: bool) -> None:
+    """Remove the reports of an earlier run, if the user agrees: a run that fails must not seem to have written them."""
+    from samfeat_ros.replay.evaluation.session import written
+
+    there = [path for folder in folders for path in written(folder)] + [path for path in files if path.exists()]
     if there and not overwrite:
         question = f"{there[0]} exists. Replace it?"
         if not (sys.stdin.isatty() and typer.confirm(question, err=True)):
-            raise UsageError(f"--output {folder}: holds a report; expected another folder, or --overwrite")
+            raise UsageError(f"{there[0]}: there is a report; expected another --output, or --overwrite")
     for path in there:
         path.unlink()
 
 
-def _open_footage(
-    bag: Path,
-    image_topic: str | None,
-    camera_info_topic: str | None,
-    camera_info: Path | None,
-    limit: int | None,
-    parameters: dict[str, Any],
-) -> Footage:
-    from samfeat_ros.node.parameters import Parameters
-    from samfeat_ros.replay.evaluation.footage import Footage
-    from samfeat_ros.replay.recording import Recording
+def _earlier(path: Path | None, bags: list[Path]) -> list[dict[str, Any] | None]:
+    """The earlier report of each bag; of several, those in folders of their names."""
+    from samfeat_ros.replay.evaluation.comparison import read_report
 
-    recording = Recording(bag, image_topic, camera_info_topic, limit)
-    full_scale = parameters.get("full_scale_16bit", Parameters.full_scale_16bit)
-    with _bar("reading", recording.count) as bar:
-        footage = Footage(recording, camera_info, parameters["rectified"], bar.update, full_scale)
-    for line in footage.problems:
-        _warn(line)
-    return footage
+    if path is None:
+        return [None] * len(bags)
+    if len(bags) == 1:
+        return [read_report(path)]
+    folder = path.parent if path.suffix == ".json" else path
+    return [read_report(folder / _name(bag)) for bag in bags]
 
 
-def _ground_truth(
-    footage: Footage, source: str, camera_in_body: np.ndarray, settings: dict[str, Any]
-) -> tuple[GroundTruth, Truth]:
-    """Ground truth, and its pose for every frame that has one."""
-    from samfeat_ros.replay.evaluation.ground_truth import GroundTruthError, read_ground_truth
-    from samfeat_ros.replay.evaluation.metrics import Truth
-
-    truth = read_ground_truth(source, footage.bag, footage.total, cut=settings["limit"] is not None)
-    truth = truth.with_camera_at(camera_in_body)
-    stamps = np.array([frame.stamp_ns for frame in footage.frames])
-    numbers = np.array([frame.number for frame in footage.frames])
-    poses = truth.at(stamps, numbers, settings["tolerance_s"])
-    found = {int(number): pose for number, pose in zip(numbers, poses) if np.isfinite(pose).all()}
-    if not found:
-        spans = [f"{span.min() * 1e-9:.3f} to {span.max() * 1e-9:.3f} s" for span in (truth.stamps_ns, stamps)]
-        within = f"none lies within {settings['tolerance_s']} s of a frame"
-        raise GroundTruthError(f"{truth.source}: poses are of {spans[0]}, the images of {spans[1]}: {within}")
-    if len(found) < len(footage.frames):
-        _warn(f"{len(footage.frames) - len(found)} frames have no ground truth")
-    return truth, Truth(found, settings["min_baseline_m"])
+def _name(bag: Path) -> str:
+    return bag.resolve().name
 
 
-def _run_all(
-    models: list[ModelChoice],
-    classics: list[str],
-    footage: Footage,
-    keypoints: int,
-    rate: float | None,
-    folder: Path,
-    shared: dict[str, Any],
-    runs: list[Run],
-    failures: dict[str, str],
-) -> None:
-    """Run all front-ends. Finished ones are added to `runs`; `failures` gets what failed, with the reason."""
-    from samfeat_ros.replay.evaluation.classic import run_classic
-    from samfeat_ros.replay.evaluation.node_run import run_model
-
-    def attempt(label: str, run: Callable[[], Run]) -> None:
-        try:
-            done = run()
-        except SamfeatError as error:
-            failures[label] = str(error)
-        except Exception as error:  # one front-end's fault must not cost the others their report
-            failures[label] = one_line(f"{type(error).__name__}: {error}")
-        else:
-            if done.frames:
-                runs.append(done)
-            else:
-                failures[label] = "no frame was processed"
-
-    for number, choice in enumerate(models):
-        log = folder / f"node_{number}_{choice.name}.log"
-        with _bar(choice.label, len(footage.frames)) as bar:
-            attempt(choice.label, partial(run_model, choice, footage, keypoints, rate, bar.update, log))
-    for name in classics:
-        with _bar(name, len(footage.frames)) as bar:
-            attempt(name, partial(run_classic, name, footage, keypoints, rate, bar.update, **shared))
-
-
-def _report(
-    footage: Footage,
-    known: tuple[GroundTruth | None, Truth | None],
-    runs: list[Run],
-    failures: dict[str, str],
-    settings: dict[str, Any],
-    folder: Path,
-    interrupted: bool = False,
-) -> list[str]:
-    """Judge the runs, and write the reports. Returns the figures that were asked for and are not there."""
-    from samfeat_ros.replay.evaluation.footage import FootageError
-    from samfeat_ros.replay.evaluation.page import write_page
-    from samfeat_ros.replay.evaluation.report import build_report, evaluate_run, text_table, where_classic_wins
-
-    for name, reason in failures.items():
-        typer.echo(f"evaluate_bag: {name}: {reason}", err=True)
-    if not runs:
-        raise FootageError(f"{footage.bag.path}: nothing could be evaluated")
-    evaluated = []
-    with _bar("judging", len(runs)) as bar:
-        for run in runs:
-            evaluated.append(evaluate_run(run, footage, known[1], settings["gaps"]))
-            bar.update()
-    report = build_report(footage, *known, evaluated, failures, settings, interrupted)
-    write_json(folder / "report.json", report)
-    write_page(report, evaluated, footage, folder / "report.html")
-    typer.echo(text_table(report))
-    if wins := where_classic_wins(report):
-        typer.echo("\n  ".join(["A classic front-end is better than every model in:", *wins]))
-    for line in report["missing"]:
-        typer.echo(f"evaluate_bag: missing: {line}", err=True)
-    typer.echo(f"report{' (partial)' if interrupted else ''}: {folder / 'report.html'} and report.json")
-    return list(report["missing"])
-
-
-def _bar(name: str, count: int) -> tqdm:
-    return tqdm(total=count, desc=name, unit="", leave=False, dynamic_ncols=True, disable=None)  # none in files
-
-
-def _warn(line: str) -> None:
-    typer.echo(f"warning: {line}", err=True)
+def _folders(output: Path | None, bags: list[Path]) -> list[Path]:
+    """Where the report of each bag goes."""
+    if output and len(bags) == 1:
+        return [output]
+    folders = [(output or Path("out", "evaluate_bag")) / _name(bag) for bag in bags]
+    if len(set(folders)) < len(folders):
+        raise UsageError(f"{', '.join(map(str, bags))}: expected bags of different names")
+    return folders
 
 
 def _rate(text: str) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samfeat_ros.replay.bags import Bag, BagError
-from samfeat_ros.stamps import cdr_stamp_ns
+from samfeat_ros.stamps import NS_PER_S, cdr_stamp_ns
 from samfeat_ros.topics import CAMERA_INFO, IMAGE_TYPES
 
 
@@ -18,12 +18,14 @@ class ImageMessage:
     Attributes:
         stamp_ns: of the header. time_ns: of recording.
         image: CDR bytes of the Image or CompressedImage. camera_info: CDR bytes of the CameraInfo, None without one.
+        number: in the topic, 0 = first.
     """
 
     stamp_ns: int
     time_ns: int
     image: bytes
     camera_info: bytes | None = None
+    number: int = 0
 
 
 class Recording:
@@ -31,9 +33,11 @@ class Recording:
 
     Args:
         path: bag folder or file, ROS 2 (MCAP, sqlite3) or ROS 1.
-        image_topic: None = the only image topic of the bag.
+        image_topic: None = the only image topic of the bag; those with "depth" in their name do not count.
         camera_info_topic: None = `camera_info` beside the image topic, or the only one of the bag, or none.
         limit: read at most that many images.
+        start_s, duration_s: leave out images recorded earlier than so many seconds after the first one, and take those
+            of so many seconds from there on; None = all.
 
     Raises:
         BagError: no such bag or topic; the line lists the image topics that are there.
@@ -45,9 +49,14 @@ class Recording:
         image_topic: str | None = None,
         camera_info_topic: str | None = None,
         limit: int | None = None,
+        start_s: float = 0.0,
+        duration_s: float | None = None,
     ) -> None:
         self.bag, self.limit = Bag(path), limit
+        self._start_ns = round(start_s * NS_PER_S)
+        self._end_ns = None if duration_s is None else self._start_ns + round(duration_s * NS_PER_S)
         topics = self.bag.image_topics
+        topics = [topic for topic in topics if "depth" not in topic.name] or topics
         if image_topic is None and not topics:
             raise BagError(f"{self.bag.path}: holds no topic of type Image or CompressedImage")
         if image_topic is None and len(topics) > 1:
@@ -75,7 +84,7 @@ class Recording:
         """The image messages in order of recording; each call reads the bag again."""
         info = self._first_camera_info()
         wanted = [self.image_topic, *([self.camera_info_topic] if self.camera_info_topic else [])]
-        count = 0
+        number, taken, first_ns = -1, 0, None
         for message in self.bag.messages(wanted):
             if message.topic == self.camera_info_topic:
                 info = message.data
@@ -85,9 +94,16 @@ class Recording:
             except ValueError:
                 self.bag.problems.append(f"{self.image_topic} at {message.time_ns} ns: too short to be an image")
                 continue
-            yield ImageMessage(stamp, message.time_ns, message.data, info)
-            count += 1
-            if count == self.limit:
+            number += 1
+            first_ns = message.time_ns if first_ns is None else first_ns
+            since_first = message.time_ns - first_ns
+            if self._end_ns is not None and since_first >= self._end_ns:
+                return
+            if since_first < self._start_ns:
+                continue
+            yield ImageMessage(stamp, message.time_ns, message.data, info, number)
+            taken += 1
+            if taken == self.limit:
                 return
 
     def _first_camera_info(self) -> bytes | None:

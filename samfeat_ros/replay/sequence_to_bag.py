@@ -19,15 +19,14 @@ import typer
 from samfeat_core.command import errors_in_one_line
 from samfeat_core.errors import FileError, UsageError
 from samfeat_core.files import read_image
-from samfeat_core.poses import quaternion
+from samfeat_core.progress import progress
 from samfeat_core.sequence import ImageSequence
-from samfeat_ros.replay.bags import typestore
-from samfeat_ros.stamps import NS_PER_S, split_ns
-from samfeat_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TRANSPORTS, transport_topic
+from samfeat_ros.replay.bags import compose, typestore
+from samfeat_ros.stamps import NS_PER_S
+from samfeat_ros.topics import CAMERA_INFO, IMAGE, TRANSPORTS, transport_topic
 
 ENCODINGS = ("auto", "mono8", "bgr8", "rgb8")
 FORMATS = ("raw", "jpeg", "png")
-POSE_STAMPED = "geometry_msgs/msg/PoseStamped"
 METADATA_VERSION: Literal[8] = 8  # the newest that rosbag2 of Humble reads too
 
 
@@ -49,22 +48,13 @@ class _Messages:
         self.types, self.sequence, self.frame_id, self.world = store.types, sequence, frame_id, world
         self.encoding, self.form = encoding, form
 
-    def header(self, stamp_ns: int, frame_id: str) -> Any:
-        time = self.types["builtin_interfaces/msg/Time"](*split_ns(stamp_ns))
-        return self.types["std_msgs/msg/Header"](stamp=time, frame_id=frame_id)
-
     def image(self, index: int, stamp_ns: int) -> Any:
-        path, header = self.sequence.images[index], self.header(stamp_ns, self.frame_id)
+        path = self.sequence.images[index]
         if self.form != "raw":
-            return self.types[COMPRESSED_IMAGE](header=header, format=self.form, data=self._compressed(path))
+            return compose.compressed_image(stamp_ns, self.frame_id, self.form, self._compressed(path))
         image = self._pixels(path)
-        height, width = image.shape[:2]
-        channels = 1 if image.ndim == 2 else 3
-        encoding = self.encoding if self.encoding != "auto" else ("mono8" if channels == 1 else "bgr8")
-        return self.types[IMAGE](
-            header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=width * channels,
-            data=np.ascontiguousarray(image).reshape(-1),
-        )  # fmt: skip
+        encoding = self.encoding if self.encoding != "auto" else ("mono8" if image.ndim == 2 else "bgr8")
+        return compose.image(stamp_ns, self.frame_id, encoding, image)
 
     def _pixels(self, path: Path) -> np.ndarray:
         """(H, W) or (H, W, 3) uint8 as `encoding` says."""
@@ -89,18 +79,19 @@ class _Messages:
             x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
         )
         return self.types[CAMERA_INFO](
-            header=self.header(stamp_ns, self.frame_id), height=height, width=width, distortion_model="plumb_bob",
+            header=compose.header(stamp_ns, self.frame_id), height=height, width=width, distortion_model="plumb_bob",
             d=np.zeros(5), k=self.sequence.projection[:, :3].reshape(-1), r=np.eye(3).reshape(-1),
             p=self.sequence.projection.reshape(-1), binning_x=0, binning_y=0, roi=region,
         )  # fmt: skip
 
+    def depth(self, index: int, stamp_ns: int) -> Any:
+        """16UC1, millimetres, 0 = none."""
+        millimetres = np.rint(1000 * self.sequence.depth(index)).astype(np.uint16)
+        return compose.image(stamp_ns, self.frame_id, "16UC1", millimetres)
+
     def pose(self, index: int, stamp_ns: int) -> Any:
         assert self.sequence.poses is not None
-        matrix = self.sequence.poses[index]
-        point = self.types["geometry_msgs/msg/Point"](*map(float, matrix[:3, 3]))
-        turn = self.types["geometry_msgs/msg/Quaternion"](*quaternion(matrix[:3, :3]))
-        pose = self.types["geometry_msgs/msg/Pose"](position=point, orientation=turn)
-        return self.types[POSE_STAMPED](header=self.header(stamp_ns, self.world), pose=pose)
+        return compose.pose_stamped(stamp_ns, self.world, self.sequence.poses[index])
 
 
 def write_bag(
@@ -117,6 +108,7 @@ def write_bag(
     start: float = 0.0,
     limit: int | None = None,
     ground_truth: bool = True,
+    depth_topic: str | None = None,
     overwrite: bool = False,
 ) -> Iterator[int]:
     """Write the bag folder `output`, yielding the index of every frame that is written.
@@ -128,6 +120,7 @@ def write_bag(
         start: seconds added to all times.
         limit: write only that many frames.
         ground_truth: write the poses, where there are any.
+        depth_topic: write the depth images there; None = not at all.
         overwrite: replace a folder that is there, when the new one is whole.
 
     Raises:
@@ -141,7 +134,9 @@ def write_bag(
     topics = {transport_topic(image_topic, transport): TRANSPORTS[transport], camera_info_topic: CAMERA_INFO}
     with_poses = ground_truth and sequence.poses is not None
     if with_poses:
-        topics[ground_truth_topic] = POSE_STAMPED
+        topics[ground_truth_topic] = compose.POSE_STAMPED
+    if depth_topic:
+        topics[depth_topic] = IMAGE
     # written beside its place and moved there when it is whole
     unfinished = output.parent / f".{output.name}.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -157,6 +152,8 @@ def write_bag(
                 batch = [messages.image(index, stamp), messages.camera_info(stamp)]
                 if with_poses:
                     batch.append(messages.pose(index, stamp))
+                if depth_topic:
+                    batch.append(messages.depth(index, stamp))
                 # CameraInfo and pose first: a reader that has the image has what belongs to it
                 for connection, message in reversed(list(zip(connections, batch))):
                     writer.write(connection, stamp, store.serialize_cdr(message, connection.msgtype))
@@ -181,6 +178,8 @@ def sequence_to_bag(
     camera_info_topic: str = typer.Option("/camera/camera_info", help="Topic of the calibration."),
     ground_truth_topic: str = typer.Option("/ground_truth/pose", help="Topic of the poses."),
     ground_truth: bool = typer.Option(True, help="Write the poses, where there is a poses.txt."),
+    depth: bool = typer.Option(False, help="Write the depth images, from the folder depth/."),
+    depth_topic: str = typer.Option("/camera/depth/image_raw", help="Topic of the depth images."),
     frame_id: str = typer.Option("camera", help="frame_id of images and calibration."),
     world_frame_id: str = typer.Option("world", help="frame_id of the poses."),
     rate: float | None = typer.Option(None, min=0.001, help="Frames per second where there is no times.txt."),
@@ -191,8 +190,6 @@ def sequence_to_bag(
     overwrite: bool = typer.Option(False, help="Replace a bag that is there."),
 ) -> None:
     """Turn a folder of images with calibration, poses and times into a ROS 2 bag."""
-    from tqdm import tqdm
-
     with errors_in_one_line("sequence_to_bag"):
         if encoding not in ENCODINGS:
             raise UsageError(f"--encoding {encoding}: expected one of {', '.join(ENCODINGS)}")
@@ -200,14 +197,14 @@ def sequence_to_bag(
             raise UsageError(f"--format {compress}: expected one of {', '.join(FORMATS)}")
         if output.exists() and not (overwrite and (output / "metadata.yaml").is_file()):
             raise FileError(f"{output}: exists already; --overwrite replaces a bag")
-        sequence = ImageSequence.read(folder)
+        sequence = ImageSequence.read(folder, require=("depth",) if depth else ())
         times = frame_times(sequence, rate)
         frames = write_bag(
             sequence, output, times, image_topic, camera_info_topic, ground_truth_topic, frame_id, world_frame_id,
-            encoding, compress, start, limit, ground_truth, overwrite,
+            encoding, compress, start, limit, ground_truth, depth_topic if depth else None, overwrite,
         )  # fmt: skip
         total = min(len(sequence), limit or len(sequence))
-        for _ in tqdm(frames, desc=output.name, total=total, unit="frame"):
+        for _ in progress(frames, output.name, "frame", total=total):
             pass
         typer.echo(f"{output}: {total} frames of {sequence.image_size[0]}x{sequence.image_size[1]}")
 

@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from samfeat_core.poses import quaternion
+from samfeat_ros.image_input import depth_from_msg
 from samfeat_ros.replay.bags import Bag, decode
+from samfeat_ros.replay.recording import Recording
 from samfeat_ros.replay.sequence_to_bag import app
 from samfeat_ros.stamps import stamp_to_ns
 
@@ -233,3 +235,20 @@ def test_a_bag_that_is_there_stays_unless_told(folder):
 def test_impossible_options(folder, option):
     result, _ = convert(folder, *option)
     assert result.exit_code == 2 and option[0].lstrip("-") in result.output
+
+
+def test_depth_is_written_where_it_is_asked_for(folder):
+    result, _ = convert(folder, "--depth")
+    assert result.exit_code == 1 and "depth" in result.output
+    (folder / "depth").mkdir()
+    for index in range(FRAMES):
+        millimetres = np.full((24, 32), 1000 + index, np.uint16)
+        millimetres[0] = 65535  # none
+        cv2.imwrite(str(folder / "depth" / f"{index:06d}.png"), millimetres)
+    result, output = convert(folder, "--depth")
+    assert result.exit_code == 0, result.output
+    depth = messages(output, "/camera/depth/image_raw")[3]
+    metres = depth_from_msg(depth)
+    assert depth.encoding == "16UC1" and not metres[0].any()
+    np.testing.assert_allclose(metres[1:], 1.003)
+    assert Recording(output).image_topic == "/camera/image_raw"  # depth does not count where none is named

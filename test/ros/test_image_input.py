@@ -18,7 +18,13 @@ pytest.importorskip("sensor_msgs")
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 
 from samfeat_ros.compressed_input import decode  # noqa: E402
-from samfeat_ros.image_input import ENCODINGS, ImageError, image_from_compressed_msg, image_from_msg  # noqa: E402
+from samfeat_ros.image_input import (  # noqa: E402
+    ENCODINGS,
+    ImageError,
+    depth_from_msg,
+    image_from_compressed_msg,
+    image_from_msg,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, HEIGHT = 16, 12
@@ -161,6 +167,25 @@ def test_full_scale_of_a_12_bit_camera():
     values[0, :3] = 2048, 4095, 60000
     image = image_from_msg(message("mono16", values), full_scale_16bit=4095)
     assert image[0, :4].tolist() == [128, 255, 255, 0]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("padding", [0, 6])
+def test_depth_is_metres_and_zero_where_there_is_none(order, padding):
+    millimetres = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) * 100
+    expected = millimetres.astype(np.float32) / 1000
+    found = depth_from_msg(message("16UC1", millimetres.astype(f"{order}u2"), padding=padding, bigendian=order == ">"))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    metres = expected.astype(f"{order}f4")
+    metres[0, :3] = np.nan, np.inf, -1
+    expected[0, :3] = 0
+    found = depth_from_msg(message("32FC1", metres, padding=padding, bigendian=order == ">"))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ImageError, match="expected 16UC1, mono16, 32FC1"):
+        depth_from_msg(message("mono8", GREY))
+    with pytest.raises(ImageError, match="step is 16 bytes"):
+        depth_from_msg(message("16UC1", GREY))
 
 
 def test_grey_and_bgr_are_views_of_the_message():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from samfeat_core.classic import CLASSIC
+from samfeat_core.track_truth import depth_at
 from samfeat_core.tracking import DETECTED, RECOVERED, CornerTracker, HybridTracker
-from training.evaluation.tracks.footage import Footage, apply_homography, depth_at, shortened
+from training.evaluation.tracks.footage import Footage, apply_homography, shortened
 from training.evaluation.tracks.front_ends import FrontEnd, Run, TrackedFrame, front_ends
 from training.evaluation.tracks.measures import (
     epipolar_error,

@@ -30,7 +30,7 @@ import numpy as np
 from samfeat_core.engines import fingerprint
 from samfeat_core.errors import SamfeatError, UsageError
 from samfeat_core.files import IMAGE_SUFFIXES, is_image, write_bytes
-from training.progress import progress
+from samfeat_core.progress import progress
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from samfeat_core.progress import progress
 from training.data.feature_store import FeatureStore
 from training.data.label_store import LabelStore
 from training.data.photo_store import PhotoStore, SkipPhoto, StoreError, content_hash, find_photos, read_photo
 from training.data.teacher_store import TeacherStore
-from training.progress import progress
 
 MOST_GROUPS = np.iinfo(np.int16).max
 

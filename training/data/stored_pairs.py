@@ -25,8 +25,8 @@ import torch
 
 from samfeat_core.errors import FileError
 from samfeat_core.files import replacing, write_json
+from samfeat_core.progress import progress
 from training.data.pairs import PairBatch
-from training.progress import progress
 
 Pair = dict[str, np.ndarray]
 

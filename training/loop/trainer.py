@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from samfeat_core.errors import FileError, SamfeatError, WeightsError, one_line
 from samfeat_core.files import replacing, write_bytes
+from samfeat_core.progress import progress
 from samfeat_core.weights import load_pth
 from training.loop.config import RunConfig
 from training.loop.provenance import provenance
-from training.progress import progress
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -55,7 +55,8 @@ class Footage:
         full_scale_16bit: white of 16-bit images, as the node's parameter.
 
     Attributes:
-        frames: usable images in order. refused: cause -> count of the others.
+        frames: usable images in order. refused: cause -> count of the others. total: images read.
+        reached: images of the topic up to the last one that was read.
         camera: intrinsics, None where there is no usable CameraInfo.
         problems: one line for each thing that a reader of the report should know.
 
@@ -78,7 +79,7 @@ class Footage:
         self._decoded = ImageCache()
         self._notes: list[str] = []
         self.refused: Counter[str] = Counter()
-        self.total = 0
+        self.total = self.reached = 0
         self.frames = self._look_through(on_frame)
         if not self.frames:
             causes = ", ".join(f"{count} {cause}" for cause, count in self.refused.items()) or "none could be read"
@@ -113,13 +114,13 @@ class Footage:
     def messages(self) -> Iterator[tuple[Frame, ImageMessage]]:
         """The usable frames as messages, to be played; each call reads the bag again."""
         usable = {frame.number: frame for frame in self.frames}
-        for number, message in enumerate(self.recording.messages()):
-            if frame := usable.get(number):
+        for message in self.recording.messages():
+            if frame := usable.get(message.number):
                 image = message.image
                 if message.stamp_ns != frame.stamp_ns:
                     image = with_cdr_stamp(image, frame.stamp_ns)
                 info = self._camera_info or self._checked(message.camera_info)
-                yield frame, ImageMessage(frame.stamp_ns, frame.time_ns, image, info)
+                yield frame, ImageMessage(frame.stamp_ns, frame.time_ns, image, info, frame.number)
 
     def images(self, numbers: Collection[int] | None = None) -> Iterator[tuple[Frame, np.ndarray]]:
         """The usable frames (of these numbers) as arrays, (H, W) grey or (H, W, 3) BGR uint8, read-only.
@@ -156,8 +157,9 @@ class Footage:
     def _look_through(self, on_frame: Callable[[], None]) -> list[Frame]:
         found: list[Frame] = []
         clock, last_ns, cut = 0, None, 0
-        for number, message in enumerate(self.recording.messages()):
+        for message in self.recording.messages():
             self.total += 1
+            self.reached = message.number + 1
             on_frame()
             try:
                 image = self._decode(message)
@@ -173,7 +175,7 @@ class Footage:
             clock += min(max(pause, 0), LONGEST_PAUSE_NS)
             last_ns = message.time_ns
             height, width = image.shape[:2]
-            found.append(Frame(number, message.stamp_ns, clock, (width, height)))
+            found.append(Frame(message.number, message.stamp_ns, clock, (width, height)))
         if cut:
             self._notes.append(f"{cut} times the recording pauses for more than 10 s or goes back: played without that")
         return self._with_unique_stamps(found)

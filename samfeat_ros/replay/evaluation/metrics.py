@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "details": run.details,
         "frames_offered": run.offered,
         "frames_processed": len(frames),
+        "frames_dropped": sum(run.dropped.values()),
         "dropped": run.dropped,
         "rate_hz": len(frames) / run.seconds if run.seconds > 0 else None,
         "seconds": run.seconds,
@@ -109,20 +110,25 @@ def track_lengths(frames: list[TrackedFrame]) -> np.ndarray:
     return np.array([*lengths, *alive.values()], np.int64)
 
 
-def points_alive(frames: list[TrackedFrame]) -> dict[str, float]:
-    """{k: points of a frame that are still tracked k frames later}, mean over the frames that have a k-th successor.
+def alive_later(frames: list[TrackedFrame], age: int) -> dict[int, int]:
+    """{frame number: how many of its points are still tracked `age` frames later}, where the recording goes on so long.
 
     A track that pauses and returns under its id is alive again. Frames are counted by their number in the recording:
     a frame that was dropped has lost its points.
     """
     ids = {frame.number: frame.ids for frame in frames}
     nothing = np.zeros(0, np.int64)
-    alive = {}
-    for age in SURVIVAL_FRAMES:
-        pairs = [(ids[number], ids.get(number + age, nothing)) for number in ids if number + age <= max(ids)]
-        if pairs:
-            alive[str(age)] = float(np.mean([len(np.intersect1d(first, later)) for first, later in pairs]))
-    return alive
+    return {
+        number: len(np.intersect1d(first, ids.get(number + age, nothing)))
+        for number, first in ids.items()
+        if number + age <= max(ids)
+    }
+
+
+def points_alive(frames: list[TrackedFrame]) -> dict[str, float]:
+    """{k: points of a frame that are still tracked k frames later}, mean over the frames."""
+    counts = {str(age): list(alive_later(frames, age).values()) for age in SURVIVAL_FRAMES}
+    return {age: float(np.mean(values)) for age, values in counts.items() if values}
 
 
 def summarize_tracks(frames: list[TrackedFrame]) -> dict[str, Any]:
@@ -156,47 +162,67 @@ def epipolar_errors(frame: TrackedFrame, motion: np.ndarray, camera: Camera) -> 
     return camera.focal * (epipolar_distance(a, b, essential) + epipolar_distance(b, a, essential.T)) / 2
 
 
-def summarize_epipolar(frames: list[TrackedFrame], truth: Truth, camera: Camera) -> dict[str, Any] | None:
-    """Epipolar error of all matches and of the inliers; None where no pair of frames has a known motion."""
-    every, good, pairs = [], [], 0
-    for frame in frames:
-        motion = None if frame.number_prev is None else truth.motion(frame.number_prev, frame.number)
-        if motion is None:
-            continue
-        errors = epipolar_errors(frame, motion, camera)
-        every.append(errors)
-        good.append(errors[frame.inlier])
-        pairs += 1
-    if not pairs:
+def epipolar_by_frame(frames: list[TrackedFrame], truth: Truth, camera: Camera) -> dict[int, np.ndarray]:
+    """{frame number: epipolar errors of its matches}, where the motion is known."""
+    motions = {f.number: truth.motion(f.number_prev, f.number) for f in frames if f.number_prev is not None}
+    return {
+        frame.number: epipolar_errors(frame, motion, camera)
+        for frame in frames
+        if (motion := motions.get(frame.number)) is not None
+    }
+
+
+def summarize_epipolar(frames: list[TrackedFrame], errors: dict[int, np.ndarray]) -> dict[str, Any] | None:
+    """Epipolar error of all matches and of the inliers; None where no pair of frames has a known motion.
+
+    Args:
+        errors: of `epipolar_by_frame`.
+    """
+    if not errors:
         return None
-    return {"pairs": pairs, "matches": _errors(np.concatenate(every)), "inliers": _errors(np.concatenate(good))}
+    good = [errors[frame.number][frame.inlier] for frame in frames if frame.number in errors]
+    every = np.concatenate(list(errors.values()))
+    return {"pairs": len(errors), "matches": _errors(every), "inliers": _errors(np.concatenate(good))}
 
 
-def summarize_relative_poses(
-    frames: list[TrackedFrame], truth: Truth, camera: Camera, gaps: Iterable[int]
-) -> dict[str, dict[str, Any]]:
-    """Errors of the motion between frames that are `gap` apart, from the tracks that both have.
+PairErrors = dict[int, dict[int, "tuple[float, float] | None"]]
 
-    The motion is that of the essential matrix. A pair without a solution counts as 180 degrees.
+
+def relative_pose_errors(
+    frames: list[TrackedFrame],
+    truth: Truth,
+    camera: Camera,
+    gaps: Iterable[int],
+    on_pair: Callable[[], None] = lambda: None,
+) -> PairErrors:
+    """{gap: {number of the first frame: error of the motion to the frame `gap` later}}, from the tracks of both.
+
+    The motion is that of the essential matrix; its error is (rotation, direction) in degrees, None without a solution.
+
+    Args:
+        on_pair: called for every frame at every gap, for a progress bar.
     """
     by_number = {frame.number: frame for frame in frames}
     rays = {frame.number: camera.normalize(frame.keypoints) for frame in frames}
-    result = {}
-    for gap in gaps:
-        rotations, directions, solved = [], [], 0
+    errors: PairErrors = {gap: {} for gap in gaps}
+    for gap, found in errors.items():
         for number in sorted(by_number):
+            on_pair()
             motion = truth.motion(number, number + gap) if number + gap in by_number else None
-            if motion is None:
-                continue
-            errors = _pair_error(by_number[number], by_number[number + gap], rays, motion, camera)
-            solved += errors is not None
-            rotation, direction = errors or (FAILED_DEG, FAILED_DEG)
-            rotations.append(rotation)
-            directions.append(direction)
-        if rotations:
+            if motion is not None:
+                found[number] = _pair_error(by_number[number], by_number[number + gap], rays, motion, camera)
+    return errors
+
+
+def summarize_relative_poses(errors: PairErrors) -> dict[str, dict[str, Any]]:
+    """Percentiles of `relative_pose_errors` by gap. A pair without a solution counts as 180 degrees."""
+    result = {}
+    for gap, pairs in errors.items():
+        if pairs:
+            rotations, directions = zip(*(error or (FAILED_DEG, FAILED_DEG) for error in pairs.values()))
             result[str(gap)] = {
-                "pairs": len(rotations),
-                "solved": solved,
+                "pairs": len(pairs),
+                "solved": sum(error is not None for error in pairs.values()),
                 "rotation_deg": percentiles(rotations),
                 "direction_deg": percentiles(directions),
             }

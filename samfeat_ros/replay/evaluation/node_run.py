@@ -79,6 +79,7 @@ def run_model(
         "description": "the node, over ROS",
         "model": choice.name,
         "weights": choice.weights or "shipped",
+        "weights_hash": status.get("weights", ""),
         "device": status.get("device", "unknown"),
         "engine": status.get("engine", "unknown"),
         "parameters": choice.parameters,

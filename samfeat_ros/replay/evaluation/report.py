@@ -2,62 +2,97 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from samfeat_core.measure import machine
+from samfeat_core.track_truth import truth_by_age
+from samfeat_ros.replay.evaluation.depth import DepthScene
+from samfeat_ros.replay.evaluation.figures import Figure, figures
 from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.evaluation.ground_truth import GroundTruth
-from samfeat_ros.replay.evaluation.metrics import Truth, summarize, summarize_epipolar, summarize_relative_poses
+from samfeat_ros.replay.evaluation.metrics import (
+    Truth,
+    epipolar_by_frame,
+    relative_pose_errors,
+    summarize,
+    summarize_epipolar,
+    summarize_relative_poses,
+)
+from samfeat_ros.replay.evaluation.per_frame import per_frame, per_frame_under_truth
+from samfeat_ros.replay.evaluation.requirements import Requirement
 from samfeat_ros.replay.evaluation.runs import CLASSIC, MODEL, Run
-from samfeat_ros.replay.evaluation.trajectory import MIN_POSES, Trajectory, evaluate_trajectory
+from samfeat_ros.replay.evaluation.trajectory import (
+    MIN_POSES,
+    Trajectory,
+    evaluate_trajectories,
+    map_runs,
+    why_not,
+)
+from samfeat_ros.replay.evaluation.views import views_of
 
 FORMAT, VERSION = "samfeat_ros/evaluate_bag", 2
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: label, how to find its value in a run's entry, format, and which end is better."""
-
-    label: str
-    value: Callable[[dict[str, Any]], float | None]
-    form: str = "{:.0f}"
-    better: Callable[..., float] | None = None  # max or min; None = neither
-
-
-@dataclass(frozen=True)
 class Evaluated:
-    """A run with its entry in the report and its trajectory."""
+    """A run with its entry in the report, and its trajectory or why there is none."""
 
     run: Run
     entry: dict[str, Any]
     trajectory: Trajectory | None
+    no_trajectory: str = ""
 
 
-def evaluate_run(run: Run, footage: Footage, truth: Truth | None, gaps: list[int]) -> Evaluated:
-    """All numbers of one run."""
+def judge_trajectories(
+    runs: list[Run], footage: Footage, truth: Truth | None, on_step: Callable[[], None] = lambda: None
+) -> list[Trajectory | str]:
+    """The trajectory of each run, or why there is none. on_step: called after each repeat of each run."""
+    if truth is None or footage.camera is None:
+        return ["no ground truth, or no CameraInfo"] * len(runs)
+    if reason := why_not():
+        return [reason] * len(runs)
+    if len(truth.poses) < MIN_POSES:
+        return [f"{len(truth.poses)} frames have ground truth; expected {MIN_POSES} or more"] * len(runs)
+    views = [views_of(run.frames, lambda frame: footage.camera_of(frame.size)) for run in runs]
+    mapped = map_runs(views, footage.camera.focal, on_done=on_step)
+    return evaluate_trajectories(mapped, [len(run.frames) for run in runs], truth.poses)
+
+
+def evaluate_run(
+    run: Run,
+    footage: Footage,
+    truth: Truth | None,
+    gaps: list[int],
+    on_step: Callable[[], None] = lambda: None,
+    scene: DepthScene | None = None,
+    trajectory: Trajectory | str = "",
+) -> Evaluated:
+    """All numbers of one run.
+
+    Args:
+        on_step: called for every frame at every gap, for a progress bar.
+        scene: depth beside the truth, None = there is none.
+        trajectory: of `judge_trajectories`.
+    """
     entry = summarize(run)
-    entry.update(epipolar=None, relative_pose=None, trajectory=None)
-    trajectory = None
+    entry.update(epipolar=None, relative_pose=None, trajectory=None, track_truth=None, per_frame=per_frame(run.frames))
     camera = footage.camera
+    path, reason = (None, trajectory) if isinstance(trajectory, str) else (trajectory, "")
     if camera is not None and truth is not None:
         frames = [frame for frame in run.frames if footage.camera_of(frame.size)]
-        entry["epipolar"] = summarize_epipolar(frames, truth, camera)
-        entry["relative_pose"] = summarize_relative_poses(frames, truth, camera, gaps)
-        trajectory = evaluate_trajectory(frames, camera, truth.poses)
-        entry["trajectory"] = trajectory.summary if trajectory else None
-    entry["per_frame"] = {
-        "number": [frame.number for frame in run.frames],
-        "stamp_ns": [frame.stamp_ns for frame in run.frames],
-        "keypoints": [len(frame.keypoints) for frame in run.frames],
-        "matches": [len(frame.points) for frame in run.frames],
-        "inliers": [int(frame.inlier.sum()) for frame in run.frames],
-        "latency_ms": [1e3 * frame.latency_s for frame in run.frames],
-    }
-    return Evaluated(run, entry, trajectory)
+        epipolar = epipolar_by_frame(frames, truth, camera)
+        poses = relative_pose_errors(frames, truth, camera, gaps, on_step)
+        entry["epipolar"] = summarize_epipolar(frames, epipolar)
+        entry["relative_pose"] = summarize_relative_poses(poses)
+        entry["trajectory"] = path.summary if path else None
+        entry["per_frame"] |= per_frame_under_truth(run.frames, epipolar, poses, path)
+        if scene is not None and scene.known:
+            tracks = {frame.number: (frame.ids, frame.keypoints) for frame in frames}
+            entry["track_truth"] = truth_by_age(tracks, scene, scene.known)
+    return Evaluated(run, entry, path, reason)
 
 
 def build_report(
@@ -68,8 +103,15 @@ def build_report(
     failures: dict[str, str],
     settings: dict[str, Any],
     partial: bool = False,
+    requirements: Sequence[Requirement] = (),
 ) -> dict[str, Any]:
-    """The content of report.json. partial: the command was interrupted, and some front-ends did not run."""
+    """The content of report.json.
+
+    Args:
+        partial: the command was interrupted, and some front-ends did not run.
+        requirements: to be judged.
+    """
+    entries = [item.entry for item in evaluated]
     sizes = sorted({frame.size for frame in footage.frames})
     camera = footage.camera
     return {
@@ -107,23 +149,22 @@ def build_report(
         },
         "settings": settings,
         "machine": machine(),
-        "runs": [item.entry for item in evaluated],
+        "runs": entries,
         "failures": failures,
-        "missing": _missing(footage, truth, [item.entry for item in evaluated], settings),
+        "missing": _missing(footage, truth, evaluated, settings),
+        "requirements": [result for requirement in requirements for result in requirement.judge(entries)],
     }
 
 
-def _missing(
-    footage: Footage, truth: Truth | None, entries: list[dict[str, Any]], settings: dict[str, Any]
-) -> list[str]:
+def _missing(footage: Footage, truth: Truth | None, evaluated: list[Evaluated], settings: dict[str, Any]) -> list[str]:
     """One line, with the reason, for each figure that ground truth was given for and that could not be computed."""
     if truth is None:
         return []
     if footage.camera is None:
         return ["all errors under ground truth: there is no usable CameraInfo; give --camera-info"]
     lines = []
-    for entry in entries:
-        name = entry["name"]
+    for item in evaluated:
+        entry, name = item.entry, item.run.name
         if not entry["epipolar"]:
             reason = f"no two frames with ground truth are {settings['min_baseline_m']} m apart (--min-baseline)"
             lines.append(f"{name}: epipolar error: {reason}")
@@ -132,108 +173,65 @@ def _missing(
         if gaps := [str(gap) for gap in settings["gaps"] if str(gap) not in (entry["relative_pose"] or {})]:
             lines.append(f"{name}: relative pose at gap {', '.join(gaps)}: no pair of frames with known motion")
         if not entry["trajectory"]:
-            lines.append(f"{name}: trajectory: fewer than {MIN_POSES} frames have both ground truth and a pose")
+            lines.append(f"{name}: trajectory: {item.no_trajectory}")
     return lines
 
 
-def rows(report: dict[str, Any]) -> list[Row]:
+def rows(report: dict[str, Any]) -> list[Figure]:
     """The lines of the table; those under ground truth only where some run has them."""
-    lines = [
-        Row("frames received", lambda r: r["frames_offered"]),
-        Row("frames processed", lambda r: r["frames_processed"]),
-        Row("frames dropped", lambda r: sum(r["dropped"].values()), "{:.0f}", min),
-        Row("rate, Hz", lambda r: r["rate_hz"], "{:.1f}"),
-        Row("latency p50, ms", _at("latency_ms", "p50"), "{:.1f}", min),
-        Row("latency p90, ms", _at("latency_ms", "p90"), "{:.1f}", min),
-        Row("latency p99, ms", _at("latency_ms", "p99"), "{:.1f}", min),
-        Row("CPU, ms a frame", _at("cpu_ms_per_frame"), "{:.1f}", min),
-        Row("memory, MB", _at("memory_mb"), "{:.0f}"),
-        Row("device memory, MB", _at("device_memory_mb"), "{:.0f}"),
-        Row("keypoints", _at("keypoints", "mean"), "{:.0f}"),
-        Row("matches", _at("matches", "mean"), "{:.0f}", max),
-        Row("inliers", _at("inliers", "mean"), "{:.0f}", max),
-        Row("inliers, worst 5 %", _at("inliers", "p5"), "{:.0f}", max),
-        Row("frames without a match", _at("without_match", "frames"), "{:.0f}", min),
-        Row("inlier ratio", _at("inlier_ratio", "mean"), "{:.3f}", max),
-        Row("coverage by inliers", _at("coverage", "inliers"), "{:.3f}", max),
-        Row("track length, mean", _at("tracks", "mean_length"), "{:.1f}", max),
-        Row("points alive 10 frames later", _at("tracks", "alive", "10"), "{:.0f}", max),
-        Row("points alive 20 frames later", _at("tracks", "alive", "20"), "{:.0f}", max),
-        Row("epipolar error, median px", _at("epipolar", "matches", "median_px"), "{:.2f}", min),
-        Row("matches within 1 px", _at("epipolar", "matches", "within_1px"), "{:.3f}", max),
-        Row("matches within 3 px", _at("epipolar", "matches", "within_3px"), "{:.3f}", max),
-    ]
-    for gap in report["settings"]["gaps"]:
-        name = f"gap {gap}:"
-        path = ("relative_pose", str(gap))
-        lines += [
-            Row(f"{name} rotation p50, deg", _at(*path, "rotation_deg", "p50"), "{:.3f}", min),
-            Row(f"{name} rotation p90, deg", _at(*path, "rotation_deg", "p90"), "{:.3f}", min),
-            Row(f"{name} direction p50, deg", _at(*path, "direction_deg", "p50"), "{:.2f}", min),
-            Row(f"{name} direction p90, deg", _at(*path, "direction_deg", "p90"), "{:.2f}", min),
-        ]
-    lines += [
-        Row("odometry: frames with pose", _at("trajectory", "tracking"), "{:.0f}", max),
-        Row("odometry: frames lost", _at("trajectory", "lost"), "{:.0f}", min),
-        Row("ATE rmse, m (scaled)", _at("trajectory", "ate_rmse_m"), "{:.3f}", min),
-        Row("ATE, % of the path", _at("trajectory", "ate_percent"), "{:.2f}", min),
-        Row("RPE 1 frame: position, m", _at("trajectory", "rpe", "1", "translation_rmse_m"), "{:.4f}", min),
-        Row("RPE 1 frame: rotation, deg", _at("trajectory", "rpe", "1", "rotation_mean_deg"), "{:.3f}", min),
-        Row("RPE 10 frames: position, m", _at("trajectory", "rpe", "10", "translation_rmse_m"), "{:.4f}", min),
-        Row("RPE 10 frames: rotation, deg", _at("trajectory", "rpe", "10", "rotation_mean_deg"), "{:.3f}", min),
-    ]
-    return [line for line in lines if any(line.value(entry) is not None for entry in report["runs"])]
+    lines = figures(report["settings"]["gaps"])
+    return [line for line in lines if any(line.of(entry) is not None for entry in report["runs"])]
 
 
-def cells(row: Row, report: dict[str, Any]) -> list[tuple[str, bool]]:
-    """(text, is the best) of each run in a line of the table."""
-    values = [row.value(entry) for entry in report["runs"]]
-    texts = ["-" if value is None else row.form.format(value) for value in values]
-    known = [value for value in values if value is not None]
-    if row.better is None or len(known) < 2:
-        return [(text, False) for text in texts]
-    best = row.form.format(row.better(known))  # equal to the printed digit is equal
-    tied = texts.count(best) == len(texts)
-    return [(text, text == best and not tied) for text in texts]
+def cells(row: Figure, report: dict[str, Any]) -> list[tuple[str, bool]]:
+    """(text, is the best) of each run in a line of the table.
+
+    Equal to the printed digit is equally good. Of figures with a spread, the best is one whose whole range is better
+    than those of all others.
+    """
+    entries = report["runs"]
+    known = [entry for entry in entries if row.of(entry) is not None]
+    best = [
+        entry in known and all(entry is other or _is_ahead(row, entry, other) for other in known) for entry in entries
+    ]
+    marked = len(known) > 1 and sum(best) < len(known)
+    return [(row.cell(entry), marked and good) for entry, good in zip(entries, best)]
+
+
+def _is_ahead(row: Figure, entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Better; or the same to the printed digit, where there is no spread."""
+    same = row.limits(entry) is None and row.text(row.of(entry)) == row.text(row.of(other))
+    return row.better is not None and (same or row.is_better(entry, other))
 
 
 def where_classic_wins(report: dict[str, Any]) -> list[str]:
     """Lines of the table in which a classic front-end is better than every model."""
     found = []
     for row in rows(report):
-        models, classics = (_values(row, report, kind) for kind in (MODEL, CLASSIC))
+        models, classics = (_entries(row, report, kind) for kind in (MODEL, CLASSIC))
         if row.better is None or not models or not classics:
             continue
-        ours, theirs = row.better(models.values()), row.better(classics.values())
-        texts = row.form.format(ours), row.form.format(theirs)
-        if texts[0] != texts[1] and row.better(ours, theirs) == theirs:
-            winner = next(name for name, value in classics.items() if value == theirs)
-            found.append(f"{row.label}: {winner} {texts[1]}, best model {texts[0]}")
+        ours, theirs = (row.better(entries, key=row.of) for entries in (models, classics))
+        if all(row.is_better(theirs, entry) for entry in models):
+            found.append(f"{row.label}: {theirs['name']} {row.cell(theirs)}, best model {row.cell(ours)}")
     return found
 
 
-def _values(row: Row, report: dict[str, Any], kind: str) -> dict[str, float]:
-    entries = [entry for entry in report["runs"] if entry["kind"] == kind]
-    return {entry["name"]: value for entry in entries if (value := row.value(entry)) is not None}
+def _entries(row: Figure, report: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [entry for entry in report["runs"] if entry["kind"] == kind and row.of(entry) is not None]
 
 
 def text_table(report: dict[str, Any]) -> str:
     """The table for the terminal; * marks the best of a line."""
     names = [entry["name"] for entry in report["runs"]]
-    lines = [["", *names]]
-    lines += [[row.label, *(f"{t} *" if best else f"{t}  " for t, best in cells(row, report))] for row in rows(report)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names) + 1)]
+    lines = [[row.label, *(f"{t} *" if best else f"{t}  " for t, best in cells(row, report))] for row in rows(report)]
+    return columns([["", *names], *lines])
+
+
+def columns(lines: list[list[str]]) -> str:
+    """Lines of cells as text with a rule below the first; the first column to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         line[0].ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(line[1:], widths[1:])) for line in lines
     ]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
-
-
-def _at(*keys: str) -> Callable[[dict[str, Any]], float | None]:
-    def find(entry: dict[str, Any]) -> float | None:
-        value: Any = entry
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-    return find

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
-import cv2
 import numpy as np
 
-from samfeat_core.poses import relative_pose, transform_points
+from samfeat_core.camera import Camera
+from samfeat_core.poses import relative_pose
 from samfeat_core.sequence import ImageSequence
+from samfeat_core.track_truth import carry_points, silhouette
 from samfeat_core.tracking.motion import inside as within
 from samfeat_core.tracking.motion import pixels
-from samfeat_core.two_view import normalize_points, to_homogeneous
+from samfeat_core.two_view import to_homogeneous
 from training.data.scenes import SCENES, fly_through, load_textures, pinhole
 
 UNTIMED_HZ = 15.0  # of sequences without times
 SIZE, FIELD_OF_VIEW, RATE_HZ = (640, 480), 75.0, 20.0  # of rendered flights
-OCCLUSION = 0.02  # a surface nearer than this share of a point's depth hides it
-EDGE_RADIUS = 5  # pixels around a point within which a step in depth makes it a silhouette
-EDGE_STEP = 0.05  # of the depth
 CACHED = 64  # frames kept in memory
 
 
@@ -55,6 +53,10 @@ class Footage:
     def __len__(self) -> int:
         return len(self.poses)
 
+    @cached_property
+    def camera(self) -> Camera:
+        return Camera(self.matrix, np.zeros(0), *self.size)
+
     def warp(self, frame: int) -> np.ndarray:
         """(3, 3) from the camera's pixels to the image's."""
         return np.eye(3) if self.warps is None else self.warps[frame]
@@ -70,25 +72,15 @@ class Footage:
         """
         assert self.depth is not None
         taken = apply_homography(np.linalg.inv(self.warp(first)), points)
-        depth = depth_at(self.depth(first), taken)
-        rays = to_homogeneous(normalize_points(taken, self.matrix))
-        there = transform_points(rays * depth[:, None], self.motion(first, second))
-        ahead = there[:, 2] > 0
-        projected = np.full((len(points), 2), np.nan)
-        projected[ahead] = (there[ahead] @ self.matrix.T)[:, :2] / there[ahead, 2:]
-        surface = depth_at(self.depth(second), projected)
-        visible = ahead & (surface > 0) & (np.abs(surface - there[:, 2]) < OCCLUSION * there[:, 2])
-        shown = apply_homography(self.warp(second), projected)
+        depths = self.depth(first), self.depth(second)
+        places, visible = carry_points(taken, *depths, self.motion(first, second), self.camera)
+        shown = apply_homography(self.warp(second), places)
         return shown, visible & self._shown(shown, second)
 
     def on_silhouette(self, points: np.ndarray, frame: int) -> np.ndarray:
         """(n,) bool: depth jumps near a point, so that what is seen there belongs to two surfaces. Needs depth."""
         assert self.depth is not None
-        depth = self.depth(frame)
-        kernel = np.ones((2 * EDGE_RADIUS + 1, 2 * EDGE_RADIUS + 1), np.uint8)
-        step = np.asarray(cv2.dilate(depth, kernel) > (1 + EDGE_STEP) * cv2.erode(depth, kernel))
-        at = pixels(apply_homography(np.linalg.inv(self.warp(frame)), points), self.size)
-        return np.asarray(step[at[:, 1], at[:, 0]])
+        return silhouette(apply_homography(np.linalg.inv(self.warp(frame)), points), self.depth(frame))
 
     def _shown(self, points: np.ndarray, frame: int) -> np.ndarray:
         """(n,) bool: a place (n, 2) lies in the image, where it shows the scene."""
@@ -148,27 +140,6 @@ def rendered(
 def shortened(footage: Footage, frames: int) -> Footage:
     """The first frames of it."""
     return replace(footage, poses=footage.poses[:frames], stamps_ns=footage.stamps_ns[:frames])
-
-
-def depth_at(depth: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(n,) depth at sub-pixel places (n, 2) of a depth image (H, W), 0 where it has none or they are outside.
-
-    Inverse depth is linear on a plane; where the four pixels around a place lie on different surfaces, the nearest
-    pixel decides.
-    """
-    height, width = depth.shape
-    inside = within(points, (width, height))
-    at = np.where(inside[:, None], points, 0)
-    corner = np.minimum(at.astype(np.int64), (width - 2, height - 2))
-    share = at - corner
-    x, y = corner.T
-    around = np.stack([depth[y + dy, x + dx] for dy in (0, 1) for dx in (0, 1)])
-    weights = np.stack([wy * wx for wy in (1 - share[:, 1], share[:, 1]) for wx in (1 - share[:, 0], share[:, 0])])
-    near, far = around.min(axis=0), around.max(axis=0)
-    one = (near > 0) & (far < (1 + OCCLUSION) * near)
-    smooth = 1 / (weights / np.maximum(around, 1e-6)).sum(axis=0)
-    nearest = around[weights.argmax(axis=0), np.arange(len(points))]
-    return np.where(inside, np.where(one, smooth, nearest), 0)
 
 
 def apply_homography(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

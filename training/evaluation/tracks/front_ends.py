@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 
-from samfeat_core.camera import Camera
 from samfeat_core.classic import CLASSIC, Extractor
 from samfeat_core.features import Features
 from samfeat_core.tracking import TRACKERS, CornerTracker, Tracker, make_tracker
@@ -66,12 +65,11 @@ class FrontEnd:
     def run(self, footage: Footage, progress: Callable[[range], Iterable[int]] = iter) -> Run:
         """Tracks over the whole footage."""
         tracker, run = self.tracker(), Run([])
-        camera = Camera(footage.matrix, np.zeros(0), *footage.size)
         for frame in progress(range(len(footage))):
             image = footage.image(frame)
             features = Features.empty(footage.size, 0) if self.features is None else self.features(footage, frame)
             # Warped footage has no one camera matrix: there the fundamental matrix has to do.
-            known = camera if footage.warps is None else None
+            known = footage.camera if footage.warps is None else None
             start = time.perf_counter()
             matches = tracker.update(features, footage.stamps_ns[frame], known, image)
             run.milliseconds.append((time.perf_counter() - start) * 1e3)

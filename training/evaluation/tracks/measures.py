@@ -1,8 +1,4 @@
-"""What tracks are worth: how many last, what poses they give, and how far from the truth they end.
-
-Truth as in TAP-Vid (Doersch et al., NeurIPS 2022, section 3): the share of positions within 1, 2 and 4 pixels of the
-true ones, here by the age of the track, among points that the frame shows.
-"""
+"""What tracks are worth: how many last, what poses they give, and how far from the truth they end."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from samfeat_core.poses import pose_auc
+from samfeat_core.track_truth import truth_by_age
 from samfeat_core.tracking import RECOVERED
 from samfeat_core.two_view import epipolar_distance, fundamental_matrix
 from training.evaluation.pose import AUC_THRESHOLDS, pinhole_camera, score_points
@@ -20,8 +17,6 @@ from training.evaluation.tracks.front_ends import Run, TrackedFrame
 
 GAPS = (5, 10, 20)
 EVERY = 3  # frames from one start of a gap to the next
-AGES = (1, 5, 10, 20)
-WITHIN_PX = (1, 2, 4)
 WRONG_PX = 3.0  # from the truth: not the same point any more
 RETURN_FRAMES = 3  # after an event, within which a track may come back
 MIN_BASELINE = 1e-3  # metres; without one there are no epipolar lines
@@ -100,60 +95,9 @@ def epipolar_errors(points0: np.ndarray, points1: np.ndarray, footage: Footage, 
 
 
 def true_places(run: Run, footage: Footage) -> dict[str, Any]:
-    """Survival and truth of tracks by age, of all and of those not born on a silhouette; and false recoveries.
-
-    survival: of the points that are visible at that age, the share whose track is still there, in per cent.
-    within: of those tracks, the share within so many pixels of the truth.
-    """
-    births = _births(run)
-    rows: dict[int, list[np.ndarray]] = {age: [] for age in AGES}
-    for number, (ids, points) in enumerate(births):
-        flat = ~footage.on_silhouette(points, number)
-        for age in AGES:
-            if number + age < len(footage):
-                alive, visible, errors = _fate(run, footage, ids, points, number, number + age)
-                rows[age].append(np.stack([alive, visible, flat, errors], axis=1))
-    by_age, flat_by_age = {}, {}
-    for age, parts in rows.items():
-        table = np.concatenate(parts) if parts else np.zeros((0, 4))
-        by_age[str(age)], flat_by_age[str(age)] = _summary(table), _summary(table[table[:, 2] > 0])
-    return {"ages": by_age, "flat": flat_by_age} | _recoveries(run, footage)
-
-
-def _births(run: Run) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per frame the ids and points of the tracks that begin there."""
-    known, births = np.zeros(0, np.int64), []
-    for frame in run.frames:
-        new = ~np.isin(frame.ids, known)
-        births.append((frame.ids[new], frame.points[new]))
-        known = np.union1d(known, frame.ids)
-    return births
-
-
-def _fate(
-    run: Run, footage: Footage, ids: np.ndarray, points: np.ndarray, first: int, second: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n,) alive, visible, and pixels from the truth of tracks in a later frame; inf where not alive, or no truth."""
-    truth, visible = footage.carry(points, first, second)
-    later = run.frames[second]
-    errors, alive = np.full(len(ids), np.inf), np.isin(ids, later.ids)
-    _, mine, theirs = np.intersect1d(ids, later.ids, assume_unique=True, return_indices=True)
-    errors[mine] = np.linalg.norm(later.points[theirs] - truth[mine], axis=1)
-    return alive, visible, np.where(np.isnan(errors), np.inf, errors)
-
-
-def _summary(table: np.ndarray) -> dict[str, Any] | None:
-    """The figures of tracks in rows of alive, visible, flat, error; None without any."""
-    alive, visible, _, errors = table.T
-    living = alive > 0
-    if not living.any() or not visible.any():
-        return None
-    return {
-        "tracks": int(living.sum()),
-        "survival": float(100 * living[visible > 0].mean()),
-        "within": {str(px): float(100 * (errors[living] <= px).mean()) for px in WITHIN_PX},
-        "median_px": float(np.median(errors[living])),
-    }
+    """Survival and truth of tracks by age (`samfeat_core.track_truth.truth_by_age`), and false recoveries."""
+    tracks = {number: (frame.ids, frame.points) for number, frame in enumerate(run.frames)}
+    return truth_by_age(tracks, footage, range(len(footage))) | _recoveries(run, footage)
 
 
 def _recoveries(run: Run, footage: Footage) -> dict[str, Any]:

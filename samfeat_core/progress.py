@@ -1,4 +1,4 @@
-"""Progress bars of everything in `training`: on a terminal, and silent elsewhere."""
+"""Progress bars of all commands: on a terminal, and silent elsewhere."""
 
 from __future__ import annotations
 
