@@ -53,7 +53,9 @@ def evaluate(
         "with depth in its name; none.",
     ),
     ground_truth: str = typer.Option(
-        None, help="Pose topic (PoseStamped, PoseWithCovarianceStamped, Odometry, TransformStamped), TUM or KITTI file."
+        None,
+        help="Pose topic (PoseStamped, PoseWithCovarianceStamped, Odometry, TransformStamped), TOPIC:PARENT,CHILD of "
+        "TFMessage, or TUM, EuRoC or KITTI file.",
     ),
     extrinsics: str = typer.Option(
         "0 0 0 0 0 0 1",
@@ -61,6 +63,8 @@ def evaluate(
         "camera that looks along the body's x axis.",
     ),
     tolerance: float = typer.Option(0.05, help="Seconds from a frame within which a ground-truth pose must lie."),
+    time_offset: str = typer.Option("0", help="Seconds to add to the ground truth's stamps, or auto: from rotations."),
+    stamps: str = typer.Option("header", help="Times of images and ground-truth topic: header, or recorded."),
     min_baseline: float = typer.Option(0.01, help="Metres two cameras must be apart for the errors of motion."),
     gaps: str = typer.Option("1,5,10", help="Frame gaps of the relative pose errors."),
     model: list[str] = typer.Option(["samfeat-nano"], help="NAME or NAME=WEIGHTS_FILE; repeat for more; none."),
@@ -108,6 +112,8 @@ def evaluate(
             "keypoints": keypoints,
             "gaps": _gaps(gaps),
             "tolerance_s": _not_negative("--tolerance", tolerance),
+            "time_offset_s": _time_offset(time_offset),
+            "stamps": _stamps(stamps),
             "min_baseline_m": _not_negative("--min-baseline", min_baseline),
             "extrinsics": extrinsics,
             "rectified": rectified,
@@ -209,6 +215,24 @@ def _not_negative(option: str, value: float) -> float:
     if not 0 <= value < math.inf:
         raise UsageError(f"{option} {value}: expected a finite number, 0 or more")
     return value
+
+
+def _time_offset(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"--time-offset {text!r}: expected seconds or auto")
+    return value
+
+
+def _stamps(text: str) -> str:
+    if text not in ("header", "recorded"):
+        raise UsageError(f"--stamps {text!r}: expected header or recorded")
+    return text
 
 
 def _gaps(text: str) -> list[int]:

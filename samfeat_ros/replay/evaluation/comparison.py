@@ -15,7 +15,17 @@ from samfeat_ros.replay.evaluation.report import FORMAT, columns
 
 RESAMPLES, BLOCK, CONFIDENCE = 400, 10, 0.95
 BETTER, WORSE, UNCHANGED, UNKNOWN = "better", "worse", "within the spread", ""
-SETTINGS = ("rate", "keypoints", "gaps", "rectified", "limit", "start_s", "duration_s")  # that change the figures
+SETTINGS = (
+    "rate",
+    "keypoints",
+    "gaps",
+    "rectified",
+    "limit",
+    "start_s",
+    "duration_s",
+    "time_offset_s",
+    "stamps",
+)  # that change the figures
 
 
 @dataclass(frozen=True)

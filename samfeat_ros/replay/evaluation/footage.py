@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ class Footage:
         rectified: the images are rectified: take P of CameraInfo, and no distortion.
         on_frame: called after every image, for a progress bar.
         full_scale_16bit: white of 16-bit images, as the node's parameter.
+        recorded: stamp frames by their time of recording, not by their header.
 
     Attributes:
         frames: usable images in order. refused: cause -> count of the others. total: images read.
@@ -71,9 +73,11 @@ class Footage:
         rectified: bool = False,
         on_frame: Callable[[], None] = lambda: None,
         full_scale_16bit: int = FULL_SCALE_16BIT,
+        recorded: bool = False,
     ) -> None:
         self.recording = recording
         self._full_scale_16bit = full_scale_16bit
+        self._recorded = recorded
         self._camera_info = None if camera_info is None else read_calibration(camera_info)
         self._last_checked: bytes | None = None
         self._decoded = ImageCache()
@@ -175,7 +179,8 @@ class Footage:
             clock += min(max(pause, 0), LONGEST_PAUSE_NS)
             last_ns = message.time_ns
             height, width = image.shape[:2]
-            found.append(Frame(message.number, message.stamp_ns, clock, (width, height)))
+            stamp = message.time_ns if self._recorded else message.stamp_ns
+            found.append(Frame(message.number, stamp, clock, (width, height)))
         if cut:
             self._notes.append(f"{cut} times the recording pauses for more than 10 s or goes back: played without that")
         return self._with_unique_stamps(found)
@@ -205,6 +210,9 @@ class Footage:
             return None
 
     def _note_oddities(self) -> None:
+        stamps = [frame.stamp_ns for frame in self.frames]
+        if backward := sum(later < earlier for earlier, later in pairwise(stamps)):
+            self._notes.append(f"the stamps of the images go back {backward} times: tracks restart there")
         if self.refused:
             causes = ", ".join(f"{count} for {cause}" for cause, count in sorted(self.refused.items()))
             self._notes.append(f"{sum(self.refused.values())} of {self.total} images are refused: {causes}")

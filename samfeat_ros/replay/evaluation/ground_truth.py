@@ -1,15 +1,17 @@
-"""Ground truth: known camera poses, from a topic of the bag, or from a TUM or KITTI file."""
+"""Ground truth: known camera poses, from a topic of the bag or from a TUM, EuRoC or KITTI file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from samfeat_core.errors import SamfeatError
-from samfeat_core.poses import interpolate_pose, pose_matrix
-from samfeat_ros.replay.bags import Bag, BagError, decode
+from samfeat_core.poses import interpolate_pose, pose_matrix, relative_pose, rotation_angle
+from samfeat_ros.replay.bags import Bag, BagError, BagMessage, decode
 from samfeat_ros.stamps import NS_PER_S, stamp_to_ns
 
 POSE_TYPES = {
@@ -18,6 +20,11 @@ POSE_TYPES = {
     "nav_msgs/msg/Odometry": lambda m: (m.pose.pose.position, m.pose.pose.orientation),
     "geometry_msgs/msg/TransformStamped": lambda m: (m.transform.translation, m.transform.rotation),
 }
+TF, TF_STATIC = "tf2_msgs/msg/TFMessage", "/tf_static"
+TF_TOLERANCE_NS = 100_000_000  # transforms of a chain are interpolated over twice this, or taken from so far away
+LEAST_NS = 10**14  # times from here on are in nanoseconds: as seconds they were three million years
+JUMP = 5.0  # a step so many times as fast as its neighbours, and
+JUMP_OF_ALL = 3.0  # so many times as fast as nine tenths of all
 
 
 class GroundTruthError(SamfeatError):
@@ -33,12 +40,14 @@ class GroundTruth:
         stamps_ns: (N,) int64, strictly ascending; for a file without times the numbers 0..N-1 of the frames.
         poses: (N, 4, 4) float64 camera-to-world (x right, y down, z forward in the camera).
         by_number: the poses belong to frames by their number, not by time.
+        problems: one line for each thing that a reader of the report should know.
     """
 
     source: str
     stamps_ns: np.ndarray
     poses: np.ndarray
     by_number: bool = False
+    problems: tuple[str, ...] = ()
 
     def at(self, stamps_ns: np.ndarray, numbers: np.ndarray, tolerance_s: float) -> np.ndarray:
         """(M, 4, 4) poses of frames, NaN where there is none.
@@ -77,17 +86,23 @@ class GroundTruth:
 
     def with_camera_at(self, extrinsics: np.ndarray) -> GroundTruth:
         """The poses of the camera where these are of a body, given (4, 4) the camera's pose in the body."""
-        return GroundTruth(self.source, self.stamps_ns, self.poses @ extrinsics, self.by_number)
+        return replace(self, poses=self.poses @ extrinsics)
+
+    def shifted(self, seconds: float) -> GroundTruth:
+        """The same poses, each so many seconds later."""
+        return replace(self, stamps_ns=self.stamps_ns + round(seconds * NS_PER_S))
 
 
-def read_ground_truth(source: str, bag: Bag, count: int, cut: bool = False) -> GroundTruth:
+def read_ground_truth(source: str, bag: Bag, count: int, cut: bool = False, recorded: bool = False) -> GroundTruth:
     """Ground truth from a file where one of that name exists, else from a topic of the bag.
 
     Args:
-        source: path of a TUM file (time x y z qx qy qz qw) or a KITTI file (12 numbers, row i = image i), or a topic
-            of type PoseStamped, PoseWithCovarianceStamped, Odometry or TransformStamped.
+        source: path of a TUM file (time x y z qx qy qz qw), a EuRoC file (commas, time in nanoseconds, x y z qw qx qy
+            qz, further columns) or a KITTI file (12 numbers, row i = image i); or a topic of type PoseStamped,
+            PoseWithCovarianceStamped, Odometry or TransformStamped; or TOPIC:PARENT,CHILD, frames of a TFMessage topic.
         count: number of images of the recording, which a KITTI file must match.
         cut: `count` is of the first images only, so that a KITTI file may have more rows.
+        recorded: take the times of recording of a topic's messages, not those of their headers.
 
     Raises:
         GroundTruthError: the file or topic cannot be used. BagError: there is no such topic.
@@ -95,11 +110,19 @@ def read_ground_truth(source: str, bag: Bag, count: int, cut: bool = False) -> G
     path = Path(source).expanduser()
     if path.is_file():
         return _read_file(path, count, cut)
+    name, separator, frames = source.partition(":")
     try:
-        topic = bag.require(source, tuple(POSE_TYPES))
+        topic = bag.require(name, (*POSE_TYPES, TF))
     except BagError as error:
         raise BagError(f"{error} (and no such file)") from error
-    return _read_topic(bag, topic.name)
+    if topic.type == TF:
+        parent, comma, child = frames.partition(",")
+        if not (parent and comma and child):
+            raise GroundTruthError(f"{source}: a topic of TFMessage; expected {name}:PARENT,CHILD")
+        return _read_tf(bag, topic.name, parent.strip(), child.strip(), recorded)
+    if separator:
+        raise GroundTruthError(f"{source}: only a topic of TFMessage has frames; expected {name}")
+    return _read_topic(bag, topic.name, recorded)
 
 
 def parse_extrinsics(text: str) -> np.ndarray:
@@ -121,17 +144,36 @@ def parse_extrinsics(text: str) -> np.ndarray:
 
 def _read_file(path: Path, count: int, cut: bool) -> GroundTruth:
     try:
-        rows = [[float(word) for word in line.replace(",", " ").split()] for line in _lines(path)]
-    except (OSError, ValueError) as error:
-        raise GroundTruthError(f"{path}: not a TUM or KITTI trajectory ({error})") from error
-    widths = {len(row) for row in rows}
-    if widths == {8}:
-        values = np.array(rows)
-        stamps = np.round(values[:, 0] * NS_PER_S).astype(np.int64)
-        return _checked(str(path), stamps, values[:, 1:4], values[:, 4:])
+        lines = _lines(path)
+        words = [line.replace(",", " ").split() for line in lines]
+        rows = [[float(word) for word in line] for line in words]
+        widths = {len(row) for row in rows}
+        stamps = np.array([_time_ns(line[0]) for line in words], np.int64) if widths <= {8, 17} else None
+    except (OSError, ValueError, OverflowError) as error:
+        raise GroundTruthError(f"{path}: not a TUM, EuRoC or KITTI trajectory ({error})") from error
     if widths == {12}:
         return _from_kitti(path, np.array(rows)[: count if cut else None], count)
-    raise GroundTruthError(f"{path}: rows of {sorted(widths)} numbers, expected 8 (TUM) or 12 (KITTI)")
+    if stamps is None or len(widths) != 1:
+        raise GroundTruthError(
+            f"{path}: rows of {sorted(widths)} numbers, expected 8 (TUM), 8 or 17 (EuRoC) or 12 (KITTI)"
+        )
+    values = np.array(rows)
+    # EuRoC has commas and nanoseconds, and w first; 17 numbers are its state estimates
+    euroc = widths == {17} or (
+        all("," in line for line in lines) and (stamps > LEAST_NS).all() and "." not in words[0][0]
+    )
+    turns = values[:, [5, 6, 7, 4]] if euroc else values[:, 4:]
+    return _checked(str(path), stamps, values[:, 1:4], turns)
+
+
+def _time_ns(word: str) -> int:
+    """Seconds or, from 10^14 on, nanoseconds; these exact."""
+    value = float(word)
+    if not np.isfinite(value):
+        return 0  # the row is left out as not finite
+    if abs(value) >= LEAST_NS:
+        return int(word) if word.isdigit() else round(value)
+    return round(value * NS_PER_S)
 
 
 def _lines(path: Path) -> list[str]:
@@ -148,11 +190,20 @@ def _from_kitti(path: Path, rows: np.ndarray, count: int) -> GroundTruth:
         raise GroundTruthError(f"{path}: holds numbers that are not finite")
     u, _, vt = np.linalg.svd(poses[:, :3, :3])
     poses[:, :3, :3] = u @ vt  # printed numbers are rotations only to their last digit
-    return GroundTruth(str(path), np.arange(len(rows)), poses, by_number=True)
+    return GroundTruth(str(path), np.arange(len(rows)), poses, True)
 
 
-def _read_topic(bag: Bag, name: str) -> GroundTruth:
+def _read_topic(bag: Bag, name: str, recorded: bool) -> GroundTruth:
     stamps, positions, turns = [], [], []
+    for message, content in _decoded(bag, name):
+        position, turn = POSE_TYPES[message.type](content)
+        stamps.append(message.time_ns if recorded else stamp_to_ns(content.header.stamp))
+        positions.append((position.x, position.y, position.z))
+        turns.append((turn.x, turn.y, turn.z, turn.w))
+    return _checked_lists(f"{bag.path}: topic {name}", stamps, positions, turns)
+
+
+def _decoded(bag: Bag, name: str) -> Iterator[tuple[BagMessage, Any]]:
     refused = 0
     for message in bag.messages([name]):
         try:
@@ -160,24 +211,92 @@ def _read_topic(bag: Bag, name: str) -> GroundTruth:
         except BagError:
             refused += 1
             continue
-        position, turn = POSE_TYPES[message.type](content)
-        stamps.append(stamp_to_ns(content.header.stamp))
-        positions.append((position.x, position.y, position.z))
-        turns.append((turn.x, turn.y, turn.z, turn.w))
+        yield message, content
     if refused:
         bag.problems.append(f"{name}: {refused} poses could not be decoded")
-    source = f"{bag.path}: topic {name}"
+
+
+def _read_tf(bag: Bag, topic: str, parent: str, child: str, recorded: bool) -> GroundTruth:
+    """Poses of the frame `child` in `parent`, along the tree of the topic and of /tf_static."""
+    edges = _tf_edges(bag, topic, recorded)
+    source = f"{bag.path}: topic {topic}, {child} in {parent}"
+    chain: list[GroundTruth] = []
+    frame = child
+    while frame != parent:
+        if frame not in edges or len(chain) > len(edges):
+            known = ", ".join(f"{above} > {below}" for below, (above, _) in sorted(edges.items()))
+            raise GroundTruthError(f"{source}: the transforms do not lead from {parent} to {child}; there are {known}")
+        frame, edge = edges[frame]
+        chain.append(edge)
+    densest = max(chain, key=lambda edge: len(edge.stamps_ns), default=None)
+    if densest is None:
+        raise GroundTruthError(f"{source}: expected two different frames")
+    poses = np.stack([np.eye(4)] * len(densest.stamps_ns))
+    numbers = np.arange(len(poses))
+    for edge in chain:
+        static = len(edge.stamps_ns) == 1
+        poses = (edge.poses[0] if static else edge.at(densest.stamps_ns, numbers, TF_TOLERANCE_NS / NS_PER_S)) @ poses
+    whole = np.isfinite(poses).all(axis=(1, 2))
+    if not whole.any():
+        raise GroundTruthError(f"{source}: the transforms of the chain have no times in common")
+    problems = tuple(dict.fromkeys(line for edge in chain for line in edge.problems))
+    return GroundTruth(source, densest.stamps_ns[whole], poses[whole], problems=problems)
+
+
+def _tf_edges(bag: Bag, topic: str, recorded: bool) -> dict[str, tuple[str, GroundTruth]]:
+    """Child frame -> its parent, and its poses in it."""
+    rows: dict[tuple[str, str], list[tuple[int, tuple[float, ...], tuple[float, ...]]]] = {}
+    topics = [topic, *([TF_STATIC] if TF_STATIC in bag.topics and topic != TF_STATIC else [])]
+    for name in topics:
+        for message, content in _decoded(bag, name):
+            for transform in content.transforms:
+                shift, turn = transform.transform.translation, transform.transform.rotation
+                stamp = message.time_ns if recorded else stamp_to_ns(transform.header.stamp)
+                edge = transform.child_frame_id.lstrip("/"), transform.header.frame_id.lstrip("/")
+                rows.setdefault(edge, []).append((stamp, (shift.x, shift.y, shift.z), (turn.x, turn.y, turn.z, turn.w)))
+    return {
+        child: (parent, _checked_lists(f"{bag.path}: {topic}, {child} in {parent}", *map(list, zip(*found))))
+        for (child, parent), found in rows.items()
+    }
+
+
+def _checked_lists(source: str, stamps: list[int], positions: list[Any], turns: list[Any]) -> GroundTruth:
     return _checked(
         source, np.array(stamps, np.int64), np.array(positions).reshape(-1, 3), np.array(turns).reshape(-1, 4)
     )
 
 
 def _checked(source: str, stamps: np.ndarray, positions: np.ndarray, turns: np.ndarray) -> GroundTruth:
-    """Sorted by time, without rows that are not finite or have no rotation."""
+    """Sorted by time, without rows that are not finite or have no rotation; what was wrong is in `problems`."""
     usable = (
         np.isfinite(positions).all(axis=1) & np.isfinite(turns).all(axis=1) & (np.linalg.norm(turns, axis=1) > 1e-6)
     )
-    stamps, first = np.unique(stamps[usable], return_index=True)
+    problems = []
+    if not usable.all():
+        problems.append(f"{source}: {(~usable).sum()} of {len(usable)} poses are not finite or have no rotation")
+    stamps = stamps[usable]
+    if backward := int((np.diff(stamps) < 0).sum()):
+        problems.append(f"{source}: the stamps go back {backward} times; the poses are sorted by them")
+    stamps, first = np.unique(stamps, return_index=True)
     if not len(stamps):
         raise GroundTruthError(f"{source}: holds no usable pose")
-    return GroundTruth(source, stamps, pose_matrix(positions[usable][first], turns[usable][first]))
+    poses = pose_matrix(positions[usable][first], turns[usable][first])
+    problems += [f"{source}: {line}" for line in _jumps(stamps, poses)]
+    return GroundTruth(source, stamps, poses, problems=tuple(problems))
+
+
+def _jumps(stamps: np.ndarray, poses: np.ndarray) -> list[str]:
+    """Steps that no camera makes: much faster than the steps around them, and than nearly all."""
+    seconds = np.diff(stamps) / NS_PER_S
+    steps = relative_pose(poses[1:], poses[:-1])
+    lines = []
+    for size, unit in ((np.linalg.norm(steps[:, :3, 3], axis=1), "m"), (rotation_angle(steps[:, :3, :3]), "degrees")):
+        speed = size / seconds
+        padded = np.pad(speed, 2)
+        around = np.max([padded[shift : shift + len(speed)] for shift in (0, 1, 3, 4)], axis=0)
+        odd = (speed > JUMP * around) & (speed > JUMP_OF_ALL * np.percentile(speed, 90)) if len(speed) > 4 else []
+        for index in np.flatnonzero(odd)[:3]:
+            lines.append(
+                f"jumps by {size[index]:.3g} {unit} in {seconds[index]:.3g} s at {stamps[index + 1] * 1e-9:.3f} s"
+            )
+    return lines

@@ -104,12 +104,14 @@ def build_report(
     settings: dict[str, Any],
     partial: bool = False,
     requirements: Sequence[Requirement] = (),
+    time_offset_s: float = 0.0,
 ) -> dict[str, Any]:
     """The content of report.json.
 
     Args:
         partial: the command was interrupted, and some front-ends did not run.
         requirements: to be judged.
+        time_offset_s: by which the stamps of the ground truth were moved.
     """
     entries = [item.entry for item in evaluated]
     sizes = sorted({frame.size for frame in footage.frames})
@@ -145,6 +147,7 @@ def build_report(
             "source": ground_truth.source,
             "poses": len(ground_truth.poses),
             "frames_with_pose": len(truth.poses),
+            "time_offset_s": time_offset_s,
             "association": "by frame number" if ground_truth.by_number else "by time, interpolated",
         },
         "settings": settings,

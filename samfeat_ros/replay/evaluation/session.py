@@ -17,6 +17,7 @@ from samfeat_core.files import write_json
 from samfeat_core.progress import progress
 from samfeat_ros.node.parameters import Parameters
 from samfeat_ros.replay.evaluation.classic import run_classic
+from samfeat_ros.replay.evaluation.clocks import camera_turns, find_offset
 from samfeat_ros.replay.evaluation.comparison import Change, changes_table, compare
 from samfeat_ros.replay.evaluation.depth import DepthScene, find_depth_topic
 from samfeat_ros.replay.evaluation.footage import Footage, FootageError
@@ -103,6 +104,7 @@ class Session:
         self.ground_truth: GroundTruth | None = None
         self.truth: Truth | None = None
         self.scene: DepthScene | None = None
+        self.time_offset_s = 0.0
 
     def evaluate(self) -> dict[str, Any]:
         """Run and judge every front-end, and write the reports.
@@ -151,7 +153,9 @@ class Session:
         recording = Recording(self.bag, request.image_topic, request.camera_info_topic, **part)
         full_scale = request.parameters.get("full_scale_16bit", Parameters.full_scale_16bit)
         with self._bar("reading", recording.count) as bar:
-            footage = Footage(recording, request.camera_info, settings["rectified"], bar.update, full_scale)
+            footage = Footage(
+                recording, request.camera_info, settings["rectified"], bar.update, full_scale, self._recorded
+            )
         for line in footage.problems:
             _warn(line)
         return footage
@@ -160,8 +164,10 @@ class Session:
         """Ground truth, and its pose for every frame that has one."""
         settings, footage = self.request.settings, self.footage
         cut = any(settings[name] for name in ("limit", "duration_s"))
-        truth = read_ground_truth(source, footage.bag, footage.reached, cut)
-        truth = truth.with_camera_at(self.request.camera_in_body)
+        truth = read_ground_truth(source, footage.bag, footage.reached, cut, self._recorded)
+        for line in truth.problems:
+            self._note(line)
+        truth = self._on_the_clock_of_the_images(truth).with_camera_at(self.request.camera_in_body)
         stamps = np.array([frame.stamp_ns for frame in footage.frames])
         numbers = np.array([frame.number for frame in footage.frames])
         poses = truth.at(stamps, numbers, settings["tolerance_s"])
@@ -171,8 +177,47 @@ class Session:
             within = f"none lies within {settings['tolerance_s']} s of a frame"
             raise GroundTruthError(f"{truth.source}: poses are of {spans[0]}, the images of {spans[1]}: {within}")
         if len(found) < len(footage.frames):
-            _warn(f"{len(footage.frames) - len(found)} frames have no ground truth")
+            self._note(f"{len(footage.frames) - len(found)} frames have no ground truth")
         self.ground_truth, self.truth = truth, Truth(found, settings["min_baseline_m"])
+
+    def _on_the_clock_of_the_images(self, truth: GroundTruth) -> GroundTruth:
+        """The truth moved by the offset that was asked for; a line where another one is likely."""
+        asked = self.request.settings["time_offset_s"]
+        if truth.by_number:
+            if asked:
+                raise GroundTruthError(f"{truth.source}: has no times; expected no --time-offset")
+            return truth
+        with self._bar("clocks", len(self.footage.frames)) as bar:
+            turns = camera_turns(self.footage, bar.update)
+        if asked == "auto":
+            found = find_offset(turns, truth)
+            if found is None or not found.is_clear:
+                told = "nothing tells" if found is None else f"correlation {found.correlation:.2f} at best"
+                raise GroundTruthError(
+                    f"{truth.source}: --time-offset auto: the rotations of camera and truth do not agree at any offset "
+                    f"({told}); expected --time-offset SECONDS"
+                )
+            self.time_offset_s = found.seconds
+            return truth.shifted(found.seconds)
+        self.time_offset_s = asked
+        truth = truth.shifted(asked)
+        found = find_offset(turns, truth)
+        if found is not None and found.is_likely:
+            self._note(
+                f"{truth.source}: the clock is likely to be off: the camera turns with the truth at --time-offset "
+                f"{asked + found.seconds:.3f} (correlation {found.correlation:.3f}), not at {asked:g} "
+                f"({found.unshifted:.3f})"
+            )
+        return truth
+
+    @property
+    def _recorded(self) -> bool:
+        return bool(self.request.settings["stamps"] == "recorded")
+
+    def _note(self, line: str) -> None:
+        """Say it, and keep it for the report."""
+        self.footage.bag.problems.append(line)
+        _warn(line)
 
     def _read_depth(self) -> None:
         """Depth images, where there are any: with the poses they tell how true the tracks are."""
@@ -183,8 +228,7 @@ class Session:
         with self._bar("reading depth", bag.require(topic, (IMAGE,)).count) as bar:
             self.scene = DepthScene(self.footage, topic, self.truth, self.footage.camera, bar.update)
         for line in self.scene.problems:
-            bag.problems.append(line)
-            _warn(line)
+            self._note(line)
 
     def _run_all(self) -> None:
         """Run all front-ends. Finished ones are added to `runs`; `failures` gets what failed, with the reason."""
@@ -222,7 +266,7 @@ class Session:
         """Write the reports, and say what matters."""
         report = build_report(
             self.footage, self.ground_truth, self.truth, evaluated, self.failures, self.request.settings,
-            interrupted, self.request.requirements,
+            interrupted, self.request.requirements, self.time_offset_s,
         )  # fmt: skip
         if self.request.ground_truth and self.truth is None:
             report["missing"].append("all errors under ground truth: interrupted")
