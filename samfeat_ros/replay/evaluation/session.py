@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -287,11 +289,17 @@ class Session:
         steps = sum(len(run.frames) for run in self.runs) * len(gaps) if self.truth else 0
         with self._bar("trajectories", REPEATS * len(self.runs), "repeat") as bar:
             trajectories = judge_trajectories(self.runs, self.footage, self.truth, bar.update)
-        with self._bar("judging", steps, "pair") as bar:
-            return [
-                evaluate_run(run, self.footage, self.truth, gaps, bar.update, self.scene, trajectory)
+        with self._bar("judging", steps, "pair") as bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV's part
+            evaluate = partial(evaluate_run, footage=self.footage, truth=self.truth, gaps=gaps, on_step=bar.update)
+            waiting = [
+                pool.submit(evaluate, run, scene=self.scene, trajectory=trajectory)
                 for run, trajectory in zip(self.runs, trajectories)
             ]
+            try:
+                return [future.result() for future in waiting]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _write_recordings(self, evaluated: list[Evaluated]) -> None:
         for path, write in ((self.request.rerun, write_rerun), (self.request.mcap, write_mcap)):
