@@ -80,7 +80,7 @@ def test_every_import_of_the_robot_is_declared_and_nothing_else_is(setup_argumen
     used = set()
     for path in [*(ROOT / "samfeat_ros").rglob("*.py"), *(ROOT / "samfeat_core").rglob("*.py")]:
         for module in third_party_imports(path):
-            used.add(DISTRIBUTION.get(module, module))
+            used |= {module, DISTRIBUTION.get(module, module)}
             assert DISTRIBUTION.get(module, module) in declared or module in WHERE_THERE, f"{path}: {module}"
     unused = {name for name in declared - NOT_IMPORTED if not {name, name.removeprefix("python3-")} & used}
     assert not unused
