@@ -22,7 +22,6 @@ import bag_maker
 from bag_maker import FOCAL, HEIGHT, SHIFT_PX, WIDTH, write_bag
 from driving import CAMERA, Scene, drive
 
-from samfeat_core.camera import Camera
 from samfeat_core.errors import FileError
 from samfeat_core.files import write_json
 from samfeat_core.poses import relative_pose
@@ -127,7 +126,7 @@ def test_frames_of_two_sizes_are_stated(tmp_path):
     images = [bag_maker.image(i, bag_maker.picture(i, 120, 100) if i >= 4 else None) for i in range(6)]
     footage = Footage(Recording(write_bag(tmp_path / "bag", images=images)))
     assert "several sizes: 240x180 (4), 120x100 (2)" in " ".join(footage.problems)
-    assert footage.camera_of((WIDTH, HEIGHT)) is footage.camera and footage.camera_of((120, 100)) is None
+    assert set(footage.cameras) == {0, 1, 2, 3} and footage.cameras[0] is footage.cameras[3] is footage.camera
     run = run_classic("orb", footage, 200, None)
     assert run.frames[4].number_prev is None and run.frames[5].number_prev == 4
 
@@ -333,7 +332,7 @@ def test_short_baselines_do_not_count():
 
 def test_unsolved_pairs_count_as_failed():
     frames = [_tracked(0, [1, 2]), _tracked(1, [1, 2])]
-    errors = metrics.relative_pose_errors(frames, Truth(TRUTH, 0.01), CAMERA, [1, 7])
+    errors = metrics.relative_pose_errors(frames, Truth(TRUTH, 0.01), dict.fromkeys(range(9), CAMERA), [1, 7])
     assert errors[1] == {0: None}
     result = metrics.summarize_relative_poses(errors)
     assert result["1"]["solved"] == 0 and result["1"]["rotation_deg"]["p50"] == metrics.FAILED_DEG and "7" not in result
@@ -397,7 +396,7 @@ def test_a_run_of_which_all_is_known_fills_every_line_and_key():
         cpu_percent=70.0, memory_mb=300.0, device_memory_mb=200.0,
     )  # fmt: skip
     world = Truth({index: pose.camera_to_world for index, pose in enumerate(truth)}, 0.01)
-    camera = SimpleNamespace(camera=CAMERA, camera_of=lambda size: CAMERA)
+    camera = SimpleNamespace(cameras=dict.fromkeys(range(60), CAMERA))
     (trajectory,) = evaluate_trajectories([[world.poses] * 3], [len(frames)], world.poses)
     entry = evaluate_run(run, camera, world, [1, 5], trajectory=trajectory).entry
     assert set(entry) == KEYS
@@ -459,17 +458,36 @@ def test_no_ground_truth_no_lines_about_it(footage, evaluated):
     assert "ATE" not in table and "gap" not in table and "inlier ratio" in table
 
 
-def test_another_camera_is_not_used(footage):
-    """A CameraInfo of another size than every image is worth nothing."""
-    assert footage.camera is not None
-    other = Camera(footage.camera.matrix, np.zeros(0), 99, 99)
-    original, footage.camera = footage.camera, other
-    try:
-        footage._note_oddities()
-        assert footage.camera is None and "size of no image" in footage.problems[-1]
-    finally:
-        footage.camera = original
-        footage._notes.clear()
+def test_a_camera_info_of_another_size_is_not_used(tmp_path):
+    images = [bag_maker.image(index, bag_maker.picture(index, 120, 100)) for index in range(3)]
+    footage = Footage(Recording(write_bag(tmp_path / "bag", images=images)))
+    assert footage.camera is None and not footage.cameras
+    assert f"CameraInfo is for {WIDTH}x{HEIGHT}, which is the size of no image" in footage.problems[-1]
+
+
+def test_camera_info_that_begins_or_changes_is_used_from_there_on(tmp_path, monkeypatch):
+    """Not calibrated for three frames (K is zero), then a lens, and another focal length from frame 8 on."""
+    made = bag_maker.camera_info
+
+    def changing(index):
+        info = made(index)
+        focal = 0 if index < 3 else FOCAL if index < 8 else 2 * FOCAL
+        info.k[[0, 4]] = info.p[[0, 5]] = focal
+        if not focal:
+            info.k[:] = info.p[:] = 0
+        return info
+
+    monkeypatch.setattr(bag_maker, "camera_info", changing)
+    footage = Footage(Recording(write_bag(tmp_path / "bag")))
+    assert sorted(footage.cameras) == list(range(3, 12))
+    assert [footage.cameras[number].focal for number in (3, 7, 8, 11)] == [FOCAL, FOCAL, 2 * FOCAL, 2 * FOCAL]
+    assert footage.camera is footage.cameras[3]
+    assert "CameraInfo changes 2 times: each is used from there on; 3 frames have none" in footage.problems[-1]
+    run = run_classic("lk", footage, 200, None)
+    errors = metrics.epipolar_by_frame(run.frames, Truth(TRUTH, 0.01), footage.cameras)
+    assert sorted(errors) == list(range(4, 12))
+    # at twice the focal length a pixel error counts the same, and rays in the same row stay in it
+    assert np.median(errors[11]) < 0.5 and np.median(errors[5]) < 0.5
 
 
 def test_relative_pose_error_counts_frames_not_poses():

@@ -102,7 +102,7 @@ def run_classic(
     stages: dict[str, list[float]] = {}
     for image, frame, arrival in worker.frames(footage, rate, on_frame):
         before = time.process_time()
-        tracked, seconds = front_end(image, frame, footage.camera_of(frame.size))
+        tracked, seconds = front_end(image, frame, footage.camera_of(frame))
         cpu += time.process_time() - before
         worker.free_at = max(worker.free_at, arrival) + sum(seconds.values())
         run.frames.append(replace(tracked, latency_s=worker.free_at - arrival))

@@ -75,7 +75,7 @@ def camera_turns(footage: Footage, on_frame: Callable[[], None] = lambda: None) 
     for frame, image in footage.images(_chosen([frame.number for frame in footage.frames])):
         on_frame()
         stamps[frame.number] = frame.stamp_ns
-        camera = footage.camera_of(frame.size)
+        camera = footage.camera_of(frame)
         tracked, _ = front_end(image, frame, camera)
         if camera is None or tracked.number_prev != frame.number - 1:
             continue

@@ -21,6 +21,7 @@ from samfeat_ros.replay.recording import ImageMessage, Recording
 from samfeat_ros.stamps import NS_PER_S, with_cdr_stamp
 from samfeat_ros.topics import CAMERA_INFO
 
+INFO_BEGIN = 12  # bytes of a CameraInfo's encapsulation and stamp; what comes after them is the same in each
 LONGEST_PAUSE_NS = 10 * NS_PER_S  # longer gaps between recorded images are cut to this when they are played
 
 
@@ -59,7 +60,8 @@ class Footage:
     Attributes:
         frames: usable images in order. refused: cause -> count of the others. total: images read.
         reached: images of the topic up to the last one that was read.
-        camera: intrinsics, None where there is no usable CameraInfo.
+        cameras: frame number -> its intrinsics, where there is a usable CameraInfo.
+        camera: the first of them, None without any.
         problems: one line for each thing that a reader of the report should know.
 
     Raises:
@@ -84,11 +86,13 @@ class Footage:
         self._notes: list[str] = []
         self.refused: Counter[str] = Counter()
         self.total = self.reached = 0
-        self.frames = self._look_through(on_frame)
+        self.cameras: dict[int, Camera] = {}
+        self._infos: list[tuple[bytes | None, Camera | None]] = []  # CameraInfos one after another, without repetition
+        self.frames = self._look_through(rectified, on_frame)
         if not self.frames:
             causes = ", ".join(f"{count} {cause}" for cause, count in self.refused.items()) or "none could be read"
             raise FootageError(f"{recording.bag.path}: no image of {recording.image_topic} can be used ({causes})")
-        self.camera = self._find_camera(rectified)
+        self.camera = next(iter(self.cameras.values()), None)
         self._note_oddities()
 
     def close(self) -> None:
@@ -109,11 +113,9 @@ class Footage:
         """Seconds from the first frame to the last."""
         return (self.frames[-1].time_ns - self.frames[0].time_ns) * 1e-9
 
-    def camera_of(self, size: tuple[int, int]) -> Camera | None:
-        """The camera if it is of images of that size (or does not say)."""
-        if self.camera and self.camera.width and (self.camera.width, self.camera.height) != size:
-            return None
-        return self.camera
+    def camera_of(self, frame: Frame) -> Camera | None:
+        """The camera of a frame: of the last CameraInfo before it, if that is usable and of its size (or says none)."""
+        return self.cameras.get(frame.number)
 
     def messages(self) -> Iterator[tuple[Frame, ImageMessage]]:
         """The usable frames as messages, to be played; each call reads the bag again."""
@@ -158,7 +160,7 @@ class Footage:
         self._last_checked = camera_info
         return camera_info
 
-    def _look_through(self, on_frame: Callable[[], None]) -> list[Frame]:
+    def _look_through(self, rectified: bool, on_frame: Callable[[], None]) -> list[Frame]:
         found: list[Frame] = []
         clock, last_ns, cut = 0, None, 0
         for message in self.recording.messages():
@@ -181,6 +183,9 @@ class Footage:
             height, width = image.shape[:2]
             stamp = message.time_ns if self._recorded else message.stamp_ns
             found.append(Frame(message.number, stamp, clock, (width, height)))
+            camera = self._camera_of_info(self._camera_info or self._checked(message.camera_info), rectified)
+            if camera and (not camera.width or (camera.width, camera.height) == (width, height)):
+                self.cameras[message.number] = camera
         if cut:
             self._notes.append(f"{cut} times the recording pauses for more than 10 s or goes back: played without that")
         return self._with_unique_stamps(found)
@@ -193,21 +198,19 @@ class Footage:
         stamps = [NS_PER_S + frame.time_ns + index for index, frame in enumerate(found)]
         return [replace(frame, stamp_ns=stamp) for frame, stamp in zip(found, stamps)]
 
-    def _find_camera(self, rectified: bool) -> Camera | None:
-        data = self._camera_info
-        if data is None:
-            data = next((message.camera_info for _, message in self.messages()), None)
-        if data is None:
-            self._notes.append(
-                "no CameraInfo (give --camera-info-topic or --camera-info): inliers are of the fundamental matrix, "
-                "and there are no metrics under ground truth"
-            )
-            return None
-        try:
-            return camera_from_msg(decode(BagMessage("camera_info", CAMERA_INFO, 0, data)), rectified)
-        except (BagError, ValueError) as error:
-            self._notes.append(f"CameraInfo is not used: {error}")
-            return None
+    def _camera_of_info(self, data: bytes | None, rectified: bool) -> Camera | None:
+        """The camera of a CameraInfo, the same object while nothing changes; None where it is not usable."""
+        content = None if data is None else data[INFO_BEGIN:]
+        if self._infos and self._infos[-1][0] == content:
+            return self._infos[-1][1]
+        camera = None
+        if data is not None:
+            try:
+                camera = camera_from_msg(decode(BagMessage("camera_info", CAMERA_INFO, 0, data)), rectified)
+            except (BagError, ValueError) as error:
+                self._notes.append(f"CameraInfo is not used: {error}")
+        self._infos.append((content, camera))
+        return camera
 
     def _note_oddities(self) -> None:
         stamps = [frame.stamp_ns for frame in self.frames]
@@ -220,7 +223,20 @@ class Footage:
         if len(sizes) > 1:
             parts = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes.items())
             self._notes.append(f"frames of several sizes: {parts}; tracks restart where the size changes")
-        if self.camera and not any(self.camera_of(size) for size in sizes):
-            size = f"{self.camera.width}x{self.camera.height}"
+        self._note_cameras()
+
+    def _note_cameras(self) -> None:
+        known = [camera for _, camera in self._infos if camera]
+        if all(data is None for data, _ in self._infos):
+            self._notes.append(
+                "no CameraInfo (give --camera-info-topic or --camera-info): inliers are of the fundamental matrix, "
+                "and there are no metrics under ground truth"
+            )
+        elif known and not self.cameras:
+            size = f"{known[0].width}x{known[0].height}"
             self._notes.append(f"CameraInfo is for {size}, which is the size of no image: it is not used")
-            self.camera = None
+        elif len(self._infos) > 1:
+            self._notes.append(
+                f"CameraInfo changes {len(self._infos) - 1} times: each is used from there on; "
+                f"{len(self.frames) - len(self.cameras)} frames have none that is usable"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ GRID = (12, 9)  # cells across and down for the coverage of the image
 FAILED_DEG = 180.0  # what an unsolved relative pose counts as
 RELATIVE_POSE_THRESHOLD_PX = 1.0
 SURVIVAL_FRAMES = (1, 2, 3, 5, 10, 20, 30, 50, 100)
+
+
+Cameras = Mapping[int, Camera]  # by frame number
 
 
 @dataclass(frozen=True)
@@ -152,24 +155,32 @@ def summarize_tracks(frames: list[TrackedFrame]) -> dict[str, Any]:
     }
 
 
-def epipolar_errors(frame: TrackedFrame, motion: np.ndarray, camera: Camera) -> np.ndarray:
+def epipolar_errors(
+    frame: TrackedFrame, motion: np.ndarray, camera: Camera, camera_prev: Camera | None = None
+) -> np.ndarray:
     """(M,) mean distance in pixels of each match from its two epipolar lines under the true motion, a (4, 4) transform.
 
     Pixels are those of the undistorted image at the mean focal length. NaN where the lens model has no ray.
+
+    Args:
+        camera: of the frame. camera_prev: of the frame before, None = the same.
     """
-    a, b = camera.normalize(frame.points_prev), camera.normalize(frame.points)
+    a, b = (camera_prev or camera).normalize(frame.points_prev), camera.normalize(frame.points)
     essential = essential_matrix(motion)
     return camera.focal * (epipolar_distance(a, b, essential) + epipolar_distance(b, a, essential.T)) / 2
 
 
-def epipolar_by_frame(frames: list[TrackedFrame], truth: Truth, camera: Camera) -> dict[int, np.ndarray]:
-    """{frame number: epipolar errors of its matches}, where the motion is known."""
-    motions = {f.number: truth.motion(f.number_prev, f.number) for f in frames if f.number_prev is not None}
-    return {
-        frame.number: epipolar_errors(frame, motion, camera)
-        for frame in frames
-        if (motion := motions.get(frame.number)) is not None
-    }
+def epipolar_by_frame(frames: list[TrackedFrame], truth: Truth, cameras: Cameras) -> dict[int, np.ndarray]:
+    """{frame number: epipolar errors of its matches}, where the motion and both cameras are known."""
+    errors = {}
+    for frame in frames:
+        before = frame.number_prev
+        if before is None or not {before, frame.number} <= cameras.keys():
+            continue
+        motion = truth.motion(before, frame.number)
+        if motion is not None:
+            errors[frame.number] = epipolar_errors(frame, motion, cameras[frame.number], cameras[before])
+    return errors
 
 
 def summarize_epipolar(frames: list[TrackedFrame], errors: dict[int, np.ndarray]) -> dict[str, Any] | None:
@@ -191,7 +202,7 @@ PairErrors = dict[int, dict[int, "tuple[float, float] | None"]]
 def relative_pose_errors(
     frames: list[TrackedFrame],
     truth: Truth,
-    camera: Camera,
+    cameras: Cameras,
     gaps: Iterable[int],
     on_pair: Callable[[], None] = lambda: None,
 ) -> PairErrors:
@@ -202,15 +213,15 @@ def relative_pose_errors(
     Args:
         on_pair: called for every frame at every gap, for a progress bar.
     """
-    by_number = {frame.number: frame for frame in frames}
-    rays = {frame.number: camera.normalize(frame.keypoints) for frame in frames}
+    by_number = {frame.number: frame for frame in frames if frame.number in cameras}
+    rays = {number: cameras[number].normalize(frame.keypoints) for number, frame in by_number.items()}
     errors: PairErrors = {gap: {} for gap in gaps}
     for gap, found in errors.items():
         for number in sorted(by_number):
             on_pair()
             motion = truth.motion(number, number + gap) if number + gap in by_number else None
             if motion is not None:
-                found[number] = _pair_error(by_number[number], by_number[number + gap], rays, motion, camera)
+                found[number] = _pair_error(by_number[number], by_number[number + gap], rays, motion, cameras)
     return errors
 
 
@@ -230,13 +241,13 @@ def summarize_relative_poses(errors: PairErrors) -> dict[str, dict[str, Any]]:
 
 
 def _pair_error(
-    first: TrackedFrame, second: TrackedFrame, rays: dict[int, np.ndarray], motion: np.ndarray, camera: Camera
+    first: TrackedFrame, second: TrackedFrame, rays: dict[int, np.ndarray], motion: np.ndarray, cameras: Cameras
 ) -> tuple[float, float] | None:
     """Rotation and translation-direction error in degrees; None where there is no solution."""
     _, a, b = np.intersect1d(first.ids, second.ids, return_indices=True)
     rays_a, rays_b = rays[first.number][a], rays[second.number][b]
     usable = np.isfinite(rays_a).all(axis=1) & np.isfinite(rays_b).all(axis=1)
-    found = estimate_motion(rays_a[usable], rays_b[usable], RELATIVE_POSE_THRESHOLD_PX / camera.focal)
+    found = estimate_motion(rays_a[usable], rays_b[usable], RELATIVE_POSE_THRESHOLD_PX / cameras[second.number].focal)
     if found is None:
         return None
     estimate = found[0]

@@ -56,7 +56,7 @@ def judge_trajectories(
         return [reason] * len(runs)
     if len(truth.poses) < MIN_POSES:
         return [f"{len(truth.poses)} frames have ground truth; expected {MIN_POSES} or more"] * len(runs)
-    views = [views_of(run.frames, lambda frame: footage.camera_of(frame.size)) for run in runs]
+    views = [views_of(run.frames, footage.camera_of) for run in runs]
     mapped = map_runs(views, footage.camera.focal, on_done=on_step)
     return evaluate_trajectories(mapped, [len(run.frames) for run in runs], truth.poses)
 
@@ -79,12 +79,12 @@ def evaluate_run(
     """
     entry = summarize(run)
     entry.update(epipolar=None, relative_pose=None, trajectory=None, track_truth=None, per_frame=per_frame(run.frames))
-    camera = footage.camera
+    cameras = footage.cameras
     path, reason = (None, trajectory) if isinstance(trajectory, str) else (trajectory, "")
-    if camera is not None and truth is not None:
-        frames = [frame for frame in run.frames if footage.camera_of(frame.size)]
-        epipolar = epipolar_by_frame(frames, truth, camera)
-        poses = relative_pose_errors(frames, truth, camera, gaps, on_step)
+    if cameras and truth is not None:
+        frames = [frame for frame in run.frames if frame.number in cameras]
+        epipolar = epipolar_by_frame(frames, truth, cameras)
+        poses = relative_pose_errors(frames, truth, cameras, gaps, on_step)
         entry["epipolar"] = summarize_epipolar(frames, epipolar)
         entry["relative_pose"] = summarize_relative_poses(poses)
         entry["trajectory"] = path.summary if path else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -102,7 +103,7 @@ def map_runs(
         on_done: called after each of the len(runs) * repeats mappings, for a progress bar.
     """
     # spawned, not forked: this process may run threads of ROS
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_prepare_worker) as pool:
         waiting = [[pool.submit(_map_draw, views, focal, seed) for seed in range(repeats)] for views in runs]
         try:
             return [_results(futures, on_done) for futures in waiting]
@@ -122,11 +123,12 @@ def _results(futures: list[Future[Poses]], on_done: Callable[[], None]) -> list[
     return poses
 
 
-def _ignore_interrupts() -> None:
+def _prepare_worker() -> None:
     """Ctrl-C in a terminal reaches every process: the command's own ends the pool."""
-    import signal
+    import samfeat_ros.replay.evaluation.mapping  # noqa: F401 (pycolmap takes SIGTERM, which shall just end a worker)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _map_draw(views: Sequence[View], focal: float, seed: int) -> Poses:
