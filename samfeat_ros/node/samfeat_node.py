@@ -6,6 +6,7 @@ docs/parameters.md describe topics, services and parameters.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -13,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -55,6 +57,7 @@ WARN_PERIOD_S = 5.0
 SILENCE_S = 5.0  # without an image, until the log says what the graph looks like
 # An inference ends well within this, and so does a build in a process of its own. Others are not waited for.
 STOP_TIMEOUT_S = 1.0
+_CONFIGURING = "samfeat-configure"  # name of a thread
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,10 @@ class SamfeatNode(LifecycleNode):
         self._service_change_state.callback_group = ReentrantCallbackGroup()
         self._service_change_state.callback_group.add_entity(self._service_change_state)
 
-    def close(self) -> bool:
-        """Release everything and destroy the node; False if an engine is still built in this process."""
-        ended = self._release()
-        ended &= self._configuring is None or self._configuring.done()
+    def close(self) -> None:
+        """Release everything and destroy the node. An engine that is built in this process cannot be interrupted."""
+        self._release()
         self.destroy_node()
-        return ended
 
     # ---- lifecycle ----
 
@@ -234,22 +235,21 @@ class SamfeatNode(LifecycleNode):
             self._inputs.append(subscription)
         self.get_logger().info(f"waiting for images on {self._inputs[0].topic_name}")
 
-    def _stop(self) -> bool:
+    def _stop(self) -> None:
         """Undo on_activate."""
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs = []
         worker, self._worker = self._worker, None
-        ended = worker is None or worker.stop(STOP_TIMEOUT_S)
-        if not ended:
+        if worker is not None and not worker.stop(STOP_TIMEOUT_S):
             self.get_logger().warning("the worker is still busy; it ends when its frame is done")
-        return ended
 
-    def _release(self) -> bool:
+    def _release(self) -> None:
         """Undo on_activate and on_configure. May be called twice."""
-        ended = self._stop()
+        self._stop()
         builder, self._builder = self._builder, None
-        ended &= builder is None or builder.stop(STOP_TIMEOUT_S)
+        if builder is not None:
+            builder.stop(STOP_TIMEOUT_S)
         for service in self._own_services:
             self.destroy_service(service)
         self._own_services = []
@@ -257,7 +257,6 @@ class SamfeatNode(LifecycleNode):
             if self._outputs is not None:
                 self._outputs.destroy()
             self._outputs = self._pipeline = None
-        return ended
 
     # ---- in: the executor's thread ----
 
@@ -433,7 +432,7 @@ def run_apart(work: Callable[[], Any], executor: SingleThreadedExecutor) -> Futu
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="samfeat-configure", daemon=True).start()
+    threading.Thread(target=run, name=_CONFIGURING, daemon=True).start()
     return future
 
 
@@ -447,8 +446,20 @@ def _start(node: SamfeatNode) -> bool:
         return False
 
 
-def main(args: list[str] | None = None) -> int:
-    """Executable `samfeat_node`.
+def main(args: list[str] | None = None) -> NoReturn:
+    """Executable `samfeat_node`; see `run` for its exit codes."""
+    code = run(args)
+    if all(thread.name != _CONFIGURING for thread in threading.enumerate()):
+        gc.collect()  # a lifecycle node keeps its place in shared memory until it is collected
+    # Nothing is left to do. Python would still wait for an engine that is built in this process, and take seconds on a
+    # busy robot to unload the runtimes.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(args: list[str] | None = None) -> int:
+    """A node until it is told to end.
 
     Returns:
         exit code: 0 after SIGINT or SIGTERM, 1 when `autostart` could not configure, 2 for an impossible parameter or
@@ -461,7 +472,7 @@ def main(args: list[str] | None = None) -> int:
     except RuntimeError as error:  # RCLError
         print(f"samfeat: {one_line(error, 300)}", file=sys.stderr)
         return 2
-    node, started, code, ended = None, None, 0, True
+    node, code = None, 0
     try:
         node = SamfeatNode()
         for line in unread(node, sys.argv if args is None else args):
@@ -469,7 +480,7 @@ def main(args: list[str] | None = None) -> int:
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         if node.parameters.autostart:
-            started = run_apart(lambda: _start(node), executor)
+            started = run_apart(partial(_start, node), executor)
             _spin(node, executor, until=started)
             code = int(rclpy.ok() and not started.result())
         if not code:
@@ -484,13 +495,10 @@ def main(args: list[str] | None = None) -> int:
             raise
     finally:
         if node is not None:
-            ended = node.close() and (started is None or started.done())
+            node.close()
         rclpy.try_shutdown()
-    if not ended:  # an engine that is built in this process cannot be interrupted, and a robot shall not wait for it
-        sys.stderr.flush()
-        os._exit(code)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

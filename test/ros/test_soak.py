@@ -35,7 +35,7 @@ def test_a_short_soak_passes(tmp_path):
         ({}, "a\n[ERROR] [1] [samfeat]: oh\n", 0, 0.5, r"in the log: \[ERROR\]"),
         ({}, "[WARN] frame lost: RuntimeError", 0, 0.5, "in the log: .*frame lost"),
         ({}, "", -6, 0.5, "exit code -6"),
-        ({}, "", 0, 3.0, "after 3.0 s"),
+        ({}, "", 0, 3.0, "after 3.0 s of an idle"),
     ],
 )
 def test_the_verdict(changes, log, code, seconds, said):
