@@ -136,6 +136,8 @@ def check_python(arguments: Sequence[str]) -> None:
             argument for argument in arguments[2:] if argument.endswith(".py") and not (ROOT / argument).is_file()
         ]
         assert not missing, f"no file {missing}"
+    elif arguments[1] == "torch.distributed.run":
+        check_torchrun(arguments[2:])
     elif arguments[1] in ("build", "colcon"):
         check_requirement({"build": "build", "colcon": "colcon-core"}[arguments[1]])
     elif arguments[1] == "samfeat_core.prepare":  # a robot has no typer
