@@ -7,7 +7,8 @@ from typing import Any
 
 import numba
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True}
+# Sums may be taken in another order. That numbers are finite is not assumed: NaN must not become an index.
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
 
 
 def compiled(function: Callable) -> Callable:

@@ -228,8 +228,7 @@ class HybridTracker(Tracker):
         good = near & (trust > LEAST_CORRELATION) & inside(points, frame.size)
         self._patches.warps[tracks.slots[rows[good]]] = warps[good]
         found.points[rows[good]], found.trust[rows] = points[good], trust
-        found.aligned[rows[good]] = True
-        found.alive[rows[good]] = True
+        found.aligned[rows[good]] = found.alive[rows[good]] = True
         self._doubt(found, rows[~good], tracks, before, frame)
         return found
 

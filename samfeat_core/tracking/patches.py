@@ -116,7 +116,8 @@ def _sample(image, x, y, warp, grid_x, grid_y, patch):
     for p in range(len(patch)):
         u = min(max(x + a * grid_x[p] + b * grid_y[p], np.float32(0)), right)
         v = min(max(y + c * grid_x[p] + d * grid_y[p], np.float32(0)), bottom)
-        column, line = min(np.int32(u), width - 2), min(np.int32(v), height - 2)
+        # Whatever NaN becomes as an integer, it must lie in the image.
+        column, line = max(min(np.int32(u), width - 2), 0), max(min(np.int32(v), height - 2), 0)
         share_x, share_y = u - np.float32(column), v - np.float32(line)
         at = np.uint32(line * width + column)
         upper, lower = np.float32(flat[at]), np.float32(flat[at + width])

@@ -126,6 +126,18 @@ def test_memory_ends_and_can_be_switched_off():
         assert not set(advance(tracker, [3 + black]).track_ids) & set(ids)
 
 
+def test_flow_that_does_not_lead_back_ends_a_track():
+    tracker = HybridTracker(500, repair=False, verify=False)
+    advance(tracker, range(3))
+    other = image(3)
+    other[:, 160:] = np.roll(image(3)[::-1, ::-1], 37, axis=0)[:, 160:]  # another scene on the right
+    matches = tracker.update(features(3), 150_000_000, CAMERA, other)
+    assert tracker.current is not None
+    followed = tracker.current.keypoints[matches.sources == FOLLOWED]
+    left, right = np.count_nonzero(followed[:, 0] < 145), np.count_nonzero(followed[:, 0] > 175)
+    assert left > 100 and right < 0.5 * left
+
+
 def test_what_is_hidden_comes_back_and_nothing_else_under_its_id():
     """A curtain hides the middle for five frames; look-alikes of what it hides are offered elsewhere meanwhile."""
     tracker = HybridTracker(500)
@@ -267,3 +279,14 @@ def test_impossible_options_are_refused(option, least):
     HybridTracker(**{option: least})
     with pytest.raises(ValueError, match=f"^{option} must be at least {least}, got {least - 1}$"):
         HybridTracker(**{option: least - 1})
+
+
+def test_the_caller_may_use_its_image_again():
+    kept, reused, buffer = HybridTracker(500), HybridTracker(500), np.empty(SIZE[::-1], np.uint8)
+    for number in range(4):
+        buffer[:] = image(number)
+        reused.update(features(number, 0.5), number * 50_000_000, CAMERA, buffer)
+        buffer[:] = 0
+        kept.update(features(number, 0.5), number * 50_000_000, CAMERA, image(number))
+    assert kept.current is not None and reused.current is not None
+    np.testing.assert_array_equal(reused.current.keypoints, kept.current.keypoints)

@@ -79,6 +79,16 @@ def test_align_changes_no_warp_and_a_flat_patch_stays():
     np.testing.assert_array_equal(patches.warps[slots], np.broadcast_to(np.eye(2), (len(slots), 2, 2)))
 
 
+def test_points_that_are_no_numbers_or_far_outside_harm_nobody():
+    patches, slots = anchored()
+    points = POINTS.copy()
+    points[0], points[1], points[2] = np.nan, (np.inf, -np.inf), (3e9, -3e9)
+    there, _, trust = patches.align(IMAGE, points, slots)
+    assert not np.isfinite(there[:2]).any() and not trust[2] > 0.5
+    np.testing.assert_allclose(there[3:], POINTS[3:], atol=0.05)
+    patches.anchor(IMAGE, points[:3], slots[:3])
+
+
 def test_slots_are_nobody_elses_until_they_are_given_back():
     patches = ReferencePatches()
     first, second = patches.allocate(SLOTS - 1), patches.allocate(7)
