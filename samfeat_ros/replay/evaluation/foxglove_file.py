@@ -8,19 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from samfeat_core.files import replacing
 from samfeat_ros.replay.bags import compose, typestore
 from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.evaluation.metrics import Truth
-from samfeat_ros.replay.evaluation.pictures import draw_matches
+from samfeat_ros.replay.evaluation.pictures import draw_matches, jpeg
 from samfeat_ros.replay.evaluation.report import Evaluated
 from samfeat_ros.topics import COMPRESSED_IMAGE
 
 WORLD, CAMERA = "world", "camera"  # frame ids
-QUALITY = 80
 
 
 def write_mcap(
@@ -62,10 +58,8 @@ def write_mcap(
             for frame, image in footage.images():
                 for name in names:
                     if mine := tracked[name].get(frame.number):
-                        picture = cv2.imencode(".jpg", draw_matches(image, mine), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[
-                            1
-                        ]
-                        message = compose.compressed_image(frame.stamp_ns, CAMERA, "jpeg", np.ravel(picture))
+                        picture = jpeg(draw_matches(image, mine))
+                        message = compose.compressed_image(frame.stamp_ns, CAMERA, "jpeg", picture)
                         topics.write(f"/{name}/overlay", COMPRESSED_IMAGE, frame.stamp_ns, message)
                 on_frame()
         with replacing(path) as partial:

@@ -17,6 +17,7 @@ from samfeat_ros.replay.evaluation.runs import TrackedFrame
 PICTURED = 100  # frames spread evenly over the recording
 WORST = 3  # besides, the frames of each run with the fewest inliers
 WIDTH, QUALITY = 640, 60
+JPEG_QUALITY = 80  # in recordings for viewers
 SUBPIXEL = 16  # matches are whole numbers of this share of a pixel of the picture
 
 
@@ -84,6 +85,11 @@ def _packed(frame: TrackedFrame, scale: float) -> str:
 def _data_url(image: np.ndarray) -> str:
     data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])[1]
     return f"data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    """(n,) uint8: a picture as the recordings hold it."""
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].reshape(-1)
 
 
 def draw_matches(image: np.ndarray, frame: TrackedFrame) -> np.ndarray:

@@ -6,19 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from samfeat_core.errors import SamfeatError
 from samfeat_core.files import replacing
 from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.evaluation.metrics import Truth
+from samfeat_ros.replay.evaluation.pictures import jpeg
 from samfeat_ros.replay.evaluation.plots import colour
 from samfeat_ros.replay.evaluation.report import Evaluated
 from samfeat_ros.replay.evaluation.runs import TrackedFrame
 
 TAIL = 10  # frames
-QUALITY = 80
 FIGURES = ("inliers", "latency_ms", "position_error_m")  # as curves
 TRUTH_COLOUR = "#888888"
 
@@ -67,8 +66,8 @@ def write_rerun(
         for frame, image in footage.images():
             recording.set_time("frame", sequence=frame.number)
             recording.set_time("time", timestamp=np.datetime64(frame.stamp_ns, "ns"))
-            jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
-            recording.log("camera/image", rerun.EncodedImage(contents=jpeg, media_type="image/jpeg"))
+            picture = rerun.EncodedImage(contents=jpeg(image).tobytes(), media_type="image/jpeg")
+            recording.log("camera/image", picture)
             for index, item in enumerate(evaluated):
                 if mine := tracked[index].get(frame.number):
                     _log_points(recording, ["camera", "image", item.run.name], mine, tails[index], colour(index))
