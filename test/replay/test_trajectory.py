@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-pytest.importorskip("pycolmap")
 pytest.importorskip("evo")
 
 from driving import CAMERA, Scene, drive
@@ -23,6 +25,8 @@ from samfeat_ros.replay.evaluation.trajectory import evaluate_trajectories, map_
 from samfeat_ros.replay.evaluation.views import View, draw_tracks, views_of
 
 FRAMES = 60
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="needs pycolmap")
 
 
 def tracked(number: int, ids: np.ndarray, prev: np.ndarray, points: np.ndarray) -> TrackedFrame:
@@ -46,6 +50,16 @@ def world(frames: int = FRAMES) -> dict[int, np.ndarray]:
 
 
 def map_tracks(views: list[View], seed: int = 0) -> dict[int, np.ndarray]:
+    """In a process of its own, as the judge does it: pycolmap takes the signal handlers of its process."""
+    return _worker().submit(_map_tracks, views, seed).result()
+
+
+@lru_cache
+def _worker() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"))
+
+
+def _map_tracks(views: list[View], seed: int) -> dict[int, np.ndarray]:
     from samfeat_ros.replay.evaluation import mapping
 
     return mapping.map_tracks(views, CAMERA.focal, seed)
