@@ -1,9 +1,11 @@
-"""Mutual-nearest-neighbour matching: one matrix product, everything else vectorised."""
+"""Mutual-nearest-neighbour matching: of everything by one matrix product, or of what is near by a compiled loop."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
+
+from samfeat_core.compiled import compiled
 
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
@@ -75,3 +77,52 @@ def _first_claim(best: np.ndarray, keep: np.ndarray, count_prev: int) -> np.ndar
 
 def _squared_distance(a: np.ndarray, b: np.ndarray, dot: np.ndarray) -> np.ndarray:
     return np.maximum(np.einsum("nd,nd->n", a, a) + np.einsum("nd,nd->n", b, b) - 2 * dot, 0)
+
+
+def match_nearby(
+    descriptors: np.ndarray,
+    points: np.ndarray,
+    descriptors_prev: np.ndarray,
+    expected: np.ndarray,
+    reach: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match rows that are each other's nearest neighbour by dot product, among those that lie within reach.
+
+    Args:
+        descriptors: (N, D) float32 rows of the current frame.
+        points: (N, 2) float32 where they are.
+        descriptors_prev: (M, D) float32 rows of previous frames.
+        expected: (M, 2) float32 where these should be by now; NaN = nowhere.
+        reach: (M,) float32 pixels around there.
+
+    Returns:
+        index (K,) int64 and index_prev (K,) int64 ascending. No row appears twice.
+    """
+    best = np.full(len(expected), -1, np.int64)
+    _best_nearby(
+        np.ascontiguousarray(descriptors), points, np.ascontiguousarray(descriptors_prev), expected, reach, best
+    )
+    matched = np.flatnonzero(best >= 0)
+    return best[matched], matched
+
+
+@compiled
+def _best_nearby(descriptors, points, descriptors_prev, expected, reach, best):
+    """The partner of each previous row into best (M,), -1 = none."""
+    owner = np.full(len(points), -1)
+    highest = np.full(len(points), -np.inf)
+    for m in range(len(expected)):
+        most = -np.inf
+        for n in range(len(points)):
+            x, y = points[n, 0] - expected[m, 0], points[n, 1] - expected[m, 1]
+            if x * x + y * y < reach[m] * reach[m]:
+                similarity = np.float32(0)
+                for d in range(descriptors.shape[1]):
+                    similarity += descriptors[n, d] * descriptors_prev[m, d]
+                if similarity > most:
+                    best[m], most = n, similarity
+                if similarity > highest[n]:
+                    owner[n], highest[n] = m, similarity
+    for m in range(len(expected)):
+        if best[m] >= 0 and owner[best[m]] != m:
+            best[m] = -1

@@ -17,18 +17,19 @@ Every row is a place in this very image at which a keypoint or a patch was found
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from samfeat_core.camera import Camera
 from samfeat_core.features import Features, Matches
-from samfeat_core.matching import match_mutual
+from samfeat_core.matching import match_mutual, match_nearby
 from samfeat_core.tracking.base import DETECTED, FOLLOWED, RECOVERED, Tracker
 from samfeat_core.tracking.flow import NARROW, follow, halved, same_brightness
 from samfeat_core.tracking.memory import LEAST_NEIGHBOURS, REACH_PX, History, Memory, near_expected
 from samfeat_core.tracking.motion import allowed, far_from, inside, interpolate_motion, nearest_within, spread_evenly
-from samfeat_core.tracking.patches import ReferencePatches
+from samfeat_core.tracking.patches import ReferencePatches, compile_patches
 from samfeat_core.tracking.table import TrackTable
 from samfeat_core.two_view import epipolar_inliers
 
@@ -121,6 +122,7 @@ class HybridTracker(Tracker):
                 raise ValueError(f"{name} must be at least {low}, got {value}")
         self.max_points, self.repair, self.memory, self.spacing, self.grid = max_points, repair, memory, spacing, grid
         super().__init__(**bounds)  # type: ignore[arg-type]
+        _compile()
 
     def _forget(self) -> None:
         self._number = 0  # of the frame, since the restart
@@ -201,7 +203,7 @@ class HybridTracker(Tracker):
             return tracks.points
         scouts = np.unique(np.linspace(0, len(tracks) - 1, min(SCOUTS, len(tracks))).astype(np.int64))
         keypoint, rows, _ = match_mutual(
-            features.matchable, tracks.take(scouts).matchable, self.min_similarity, self.ratio
+            features.matchable, tracks.matchable_at(scouts), self.min_similarity, self.ratio
         )
         before, now = tracks.points[scouts[rows]], features.keypoints[keypoint]
         good = self._verified(before, now, camera)
@@ -259,7 +261,7 @@ class HybridTracker(Tracker):
         lost = np.flatnonzero(~found.alive)
         free = np.flatnonzero(~np.isin(np.arange(len(features)), found.keypoint))
         keypoint, rows, _ = match_mutual(
-            features.matchable[free], tracks.take(lost).matchable, self.min_similarity, self.ratio
+            features.matchable[free], tracks.matchable_at(lost), self.min_similarity, self.ratio
         )
         keypoint, rows = free[keypoint], lost[rows]
         points = features.keypoints[keypoint]
@@ -379,7 +381,7 @@ class HybridTracker(Tracker):
         index = np.concatenate([np.arange(len(kept)), broken[:, 0]])
         index_prev = np.concatenate([kept, broken[:, 1]])
         inlier = np.arange(len(index)) < len(kept)
-        similarity = np.einsum("nd,nd->n", tracks.matchable[index], before.matchable[index_prev])
+        similarity = np.einsum("nd,nd->n", tracks.matchable_at(index), before.matchable_at(index_prev))
         weights = None if features.weights is None else tracks.weights
         rows = Features(tracks.points, tracks.scores, tracks.descriptors, features.image_size, weights)
         order = np.argsort(index, kind="stable")
@@ -388,6 +390,15 @@ class HybridTracker(Tracker):
             sources, tracks.trust,
         )  # fmt: skip
         return rows, matches
+
+
+@lru_cache(1)
+def _compile() -> None:
+    """Compile all loops before the first frame, which should not wait for it."""
+    compile_patches()
+    one = np.ones((1, 2), np.float32)
+    nearest_within(one, one, 1.0, (2, 2))
+    match_nearby(one, one, one, one, one[0, :1])
 
 
 def _describe(tracks: TrackTable, rows: np.ndarray, features: Features, keypoint: np.ndarray) -> None:

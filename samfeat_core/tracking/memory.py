@@ -6,7 +6,7 @@ import numpy as np
 
 from samfeat_core.camera import Camera
 from samfeat_core.features import Features
-from samfeat_core.matching import match_mutual
+from samfeat_core.matching import match_mutual, match_nearby
 from samfeat_core.tracking.motion import allowed, far_from, first_at_pixel, inside, interpolate_motion
 from samfeat_core.tracking.patches import ReferencePatches
 from samfeat_core.tracking.table import TrackTable
@@ -22,10 +22,14 @@ SUPPORT = 200  # visible tracks that say what the motion was
 History = dict[int, tuple[np.ndarray, np.ndarray]]  # frame number -> ids (N,) and points (N, 2) of its tracks
 
 
+def reach_around(expected: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """(N,) pixels around the expected places (N, 2) of points last seen at (N, 2), in which they may be."""
+    return np.asarray(REACH_PX + REACH * np.linalg.norm(last - expected, axis=1))
+
+
 def near_expected(points: np.ndarray, expected: np.ndarray, last: np.ndarray) -> np.ndarray:
     """(N,) bool: points (N, 2) may be those that are expected at (N, 2) and were last seen at (N, 2); NaN may not."""
-    apart, moved = (np.linalg.norm(part - expected, axis=1) for part in (points, last))
-    return np.asarray(apart < REACH_PX + REACH * moved)
+    return np.asarray(np.linalg.norm(points - expected, axis=1) < reach_around(expected, last))
 
 
 class Memory:
@@ -114,8 +118,19 @@ class Memory:
         return found, keypoint
 
     def _look_alike(self, waiting: np.ndarray, features: Features, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Free keypoints and waiting tracks that are each other's best match."""
-        keypoint, rows, _ = match_mutual(features.matchable[free], self.tracks.take(waiting).matchable)
+        """Free keypoints and waiting tracks that are each other's best match: near the expected place, where that is known."""
+        known = np.isfinite(self._expected[waiting, 0])
+        if known.all():
+            expected, lost = self._expected[waiting], self.tracks
+            keypoint, rows = match_nearby(
+                features.matchable[free],
+                features.keypoints[free],
+                lost.matchable_at(waiting),
+                expected,
+                reach_around(expected, lost.points[waiting]),
+            )
+        else:
+            keypoint, rows, _ = match_mutual(features.matchable[free], self.tracks.matchable_at(waiting))
         return free[keypoint], waiting[rows]
 
     def _plausible(

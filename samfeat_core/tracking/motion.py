@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from samfeat_core.compiled import compiled
+
 CELLS = 16  # of the motion field along the longer side of the image
 BLUR = 1.5  # cells, deviation of the Gaussian by which neighbours count
 
@@ -36,29 +38,37 @@ def nearest_within(points: np.ndarray, keypoints: np.ndarray, radius: float, siz
 
     No keypoint is given to two points: the nearer one gets it.
     """
-    none = np.full(len(points), -1, np.int64)
-    if not len(points) or not len(keypoints):
-        return none
     reach = int(np.ceil(radius + 1))
     width, height = size
     # A picture of the keypoints' rows, with a margin: who is near is read from the pixels around a point.
-    rows = np.full((height + 2 * reach, width + 2 * reach), -1, np.int32)
+    picture = np.full((height + 2 * reach, width + 2 * reach), -1, np.int32)
     at = pixels(keypoints, size) + reach
-    rows[at[::-1, 1], at[::-1, 0]] = np.arange(len(keypoints))[::-1]  # of two in one pixel the stronger stays
-    offsets = (np.arange(-reach, reach + 1)[:, None] * rows.shape[1] + np.arange(-reach, reach + 1)).ravel()
-    centre = pixels(points, size) + reach
-    candidates = rows.ravel()[(centre[:, 1] * rows.shape[1] + centre[:, 0])[:, None] + offsets]
-    x, y = keypoints.T
-    apart = np.hypot(x[candidates] - points[:, :1], y[candidates] - points[:, 1:])
-    apart[candidates < 0] = np.inf
-    best = apart.argmin(axis=1)
-    distance = apart[np.arange(len(points)), best]
-    order = np.argsort(distance, kind="stable")
-    order = order[distance[order] <= radius]
-    chosen = candidates[order, best[order]]
-    _, first = np.unique(chosen, return_index=True)
-    none[order[first]] = chosen[first]
-    return none
+    picture[at[::-1, 1], at[::-1, 0]] = np.arange(len(keypoints))[::-1]  # of two in one pixel the stronger stays
+    nearest = np.full(len(points), -1, np.int64)
+    _nearest(points, pixels(points, size), keypoints, picture, radius, nearest)
+    return nearest
+
+
+@compiled
+def _nearest(points, centres, keypoints, picture, radius, nearest):
+    """`nearest_within` into `nearest` (N,); centres (N, 2) are the points' pixels, without the picture's margin."""
+    owner = np.full(len(keypoints), -1)  # the point that has a keypoint
+    distance = np.empty(len(points))
+    side = 2 * int(np.ceil(radius + 1)) + 1
+    for n in range(len(points)):
+        best, least = -1, np.inf
+        for line in range(centres[n, 1], centres[n, 1] + side):
+            for column in range(centres[n, 0], centres[n, 0] + side):
+                row = picture[line, column]
+                if row >= 0:
+                    apart = np.hypot(keypoints[row, 0] - points[n, 0], keypoints[row, 1] - points[n, 1])
+                    if apart < least:
+                        best, least = row, apart
+        if best < 0 or least > radius or (owner[best] >= 0 and distance[owner[best]] <= least):
+            continue
+        if owner[best] >= 0:
+            nearest[owner[best]] = -1
+        owner[best], nearest[n], distance[n] = n, best, least
 
 
 def far_from(points: np.ndarray, others: np.ndarray, radius: float, size: tuple[int, int]) -> np.ndarray:

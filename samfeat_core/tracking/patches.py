@@ -13,8 +13,6 @@ The mean of the image and the reference itself drop out of it, because S is orth
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from samfeat_core.compiled import compiled
@@ -48,7 +46,6 @@ class ReferencePatches:
     """
 
     def __init__(self) -> None:
-        _compile()
         self.warps = np.zeros((0, 2, 2), np.float32)
         self._reference = np.zeros((0, len(_weights)), np.float32)  # T, weighted
         self._solver = np.zeros((0, 6, len(_weights)), np.float32)  # H^-1 S W
@@ -96,8 +93,7 @@ class ReferencePatches:
         return at, warps, trust
 
 
-@lru_cache(1)
-def _compile() -> None:
+def compile_patches() -> None:
     """Compile what is below before the first frame, which should not wait for it."""
     image, slots = np.zeros((_side, _side), np.uint8), np.zeros(1, np.int64)
     point, warp = np.full((1, 2), RADIUS, np.float32), np.eye(2, dtype=np.float32)[None]

@@ -51,6 +51,10 @@ class TrackTable:
         """(N, D) float32 descriptors times their weights."""
         return self.descriptors * self.weights[:, None]
 
+    def matchable_at(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) float32: those rows of `matchable`."""
+        return self.descriptors[rows] * self.weights[rows, None]
+
     def take(self, rows: np.ndarray) -> TrackTable:
         """A copy of those rows."""
         return TrackTable(*(getattr(self, field.name)[rows] for field in fields(self)))

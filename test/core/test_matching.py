@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samfeat_core.matching import match_mutual
+from samfeat_core.matching import match_mutual, match_nearby
 
 
 def unit_rows(rng: np.random.Generator, count: int, dim: int = 16) -> np.ndarray:
@@ -133,3 +133,26 @@ def test_ratio_lies_above_zero_and_up_to_one(ratio):
     with pytest.raises(ValueError, match=r"ratio must lie in \(0, 1\], got"):
         match_mutual(np.zeros((0, 2)), np.zeros((0, 2)), ratio=ratio)
     match_mutual(np.zeros((0, 2)), np.zeros((0, 2)), ratio=1)
+
+
+def test_nearby_matches_are_mutual_among_what_lies_within_reach():
+    rng = np.random.default_rng(5)
+    descriptors, lost = unit_rows(rng, 120), unit_rows(rng, 80)
+    points, expected = (rng.uniform(0, 100, (count, 2)).astype(np.float32) for count in (120, 80))
+    reach = rng.uniform(5, 25, 80).astype(np.float32)
+    expected[:5] = np.nan
+    index, index_prev = match_nearby(descriptors, points, lost, expected, reach)
+    near = np.linalg.norm(points[:, None] - expected, axis=2) < reach
+    similarity = np.where(near, descriptors @ lost.T, -np.inf)
+    pairs = [
+        (int(similarity[:, m].argmax()), m)
+        for m in range(80)
+        if near[:, m].any() and similarity[similarity[:, m].argmax()].argmax() == m
+    ]
+    assert list(zip(index.tolist(), index_prev.tolist(), strict=True)) == pairs
+    assert 30 < len(pairs) < 75 and near.sum(axis=0).max() > 10
+    for count in ((0, 80), (120, 0)):
+        nothing = match_nearby(
+            descriptors[: count[0]], points[: count[0]], lost[: count[1]], expected[: count[1]], reach[: count[1]]
+        )
+        assert not len(nothing[0]) and not len(nothing[1])
