@@ -118,7 +118,7 @@ class Memory:
         return found, keypoint
 
     def _look_alike(self, waiting: np.ndarray, features: Features, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Free keypoints and waiting tracks that are each other's best match: near the expected place, where that is known."""
+        """Free keypoints and waiting tracks that are each other's best match, near expected places if all are known."""
         known = np.isfinite(self._expected[waiting, 0])
         if known.all():
             expected, lost = self._expected[waiting], self.tracks
