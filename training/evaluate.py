@@ -24,6 +24,7 @@ from training.cli import application, one_line_errors
 from training.environment import data_folder
 from training.evaluation import report
 from training.evaluation.extractors import resolve
+from training.evaluation.matchers import resolve_matcher
 from training.evaluation.suites import FOLDERS, SUITES, Options, Task, find_folder
 from training.evaluation.tracks.suite import TrackTask
 
@@ -124,6 +125,13 @@ def main(
         typer.Option(help="MODEL, MODEL=FILE, orb, sift, akaze, module:function; repeatable. Default: shipped models."),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Run OpenCV's ORB, SIFT and AKAZE too.")] = True,
+    matcher: Annotated[
+        str | None,
+        typer.Option(
+            help="module:function in place of mutual nearest neighbours; the function returns a matcher "
+            "(training/evaluation/matchers.py). The suite tracks keeps its own."
+        ),
+    ] = None,
     max_keypoints: Annotated[int, typer.Option(min=1, help="Budget of every extractor, per image.")] = 1024,
     threshold: Annotated[float, typer.Option(min=0.01, help="poselib's epipolar threshold, pixels.")] = 1.0,
     long_side: Annotated[
@@ -141,13 +149,14 @@ def main(
 ) -> None:
     """Evaluate feature extractors: matching accuracy under homographies, relative pose, repeatability, localisation."""
     with one_line_errors("evaluate"):
-        options = Options(max_keypoints, threshold, long_side, tuple(gap) if gap else None, every)
+        gaps = tuple(gap) if gap else None
+        options = Options(max_keypoints, threshold, long_side, gaps, every, resolve_matcher(matcher))
         earlier = report.read(reuse)["results"] if reuse else []
         tasks = collect_tasks(suite or ["homography", "pose"], data or data_folder() / "eval", options, dataset or [])
         names = extractor or shipped_models()
         names = list(dict.fromkeys([*names, *(CLASSIC if peers else ())]))
         extractors = {name: resolve(name, max_keypoints, device, engine) for name in names}
-        settings = {"max_keypoints": max_keypoints, "device": device, "engine": engine}
+        settings = {"max_keypoints": max_keypoints, "matcher": matcher, "device": device, "engine": engine}
         output.mkdir(parents=True, exist_ok=True)
         results: list[dict] = []
         for result in run_tasks(tasks, extractors, earlier):

@@ -114,6 +114,7 @@ def test_all_runs_what_is_there(data):
     assert {r["suite"] for r in report.read(data.parent / "out" / "report.json")["results"]} == {
         "homography",
         "pose",
+        "stress",
     }
 
 
@@ -122,7 +123,7 @@ def test_all_runs_what_is_there(data):
     [
         (["--data", "nowhere"], 1, "nowhere: no such folder"),
         (["--suite", "everything"], 2, "--suite everything: unknown"),
-        (["--suite", "all", "--data", "."], 1, ".: none of the folders homography, sequences, hpatches"),
+        (["--suite", "all", "--data", "."], 1, ".: none of the folders homography, sequences, wide, hpatches"),
         (["--suite", "hpatches"], 1, "hpatches: no such folder"),
         (["--suite", "megadepth1500"], 1, "megadepth1500: no such folder"),
         (["--extractor", "no_such_module:make"], 2, "no module named 'no_such_module'"),

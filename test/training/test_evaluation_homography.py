@@ -13,6 +13,7 @@ from training.evaluation import homography
 from training.evaluation.extractors import TimedExtractor, cut
 from training.evaluation.images import ImageStore, resize_map
 from training.evaluation.suites import Options, homography_suite, hpatches_suite
+from training.evaluation.sweep import THRESHOLDS, best_threshold
 
 SHIFT = np.array([[1.0, 0, 5], [0, 1, -3], [0, 0, 1]])
 TILT = np.array([[1.05, 0.02, -12.0], [-0.03, 0.98, 7.0], [8e-5, -5e-5, 1]])
@@ -124,13 +125,62 @@ def test_hpatches_leaves_out_eight_scenes_and_splits_the_rest(tmp_path):
         write_scene(root / scene, 10 * n, [SHIFT])
         table[10 * n + 1] = features(points)
         table[10 * n + 2] = features(warp(points, SHIFT) + (0 if scene == "i_good" else 2.5))
-    (task,) = hpatches_suite(tmp_path, Options())
-    result = task.run("prepared", lookup(table))
+    native, _ = hpatches_suite(tmp_path, Options())
+    result = native.run("prepared", lookup(table))
     assert len(homography.UNRELIABLE_SCENES) == 8
     assert result["pairs"] == 2
     assert result["illumination"]["pairs"] == result["viewpoint"]["pairs"] == 1
     assert (result["illumination"]["mma"]["3"], result["viewpoint"]["mma"]["3"]) == (100, 0)
     assert result["mma"]["3"] == 50
+
+
+def test_hpatches_is_also_seen_with_a_short_side_of_480(tmp_path):
+    """The error of the corners is counted in those pixels, as glue-factory does."""
+    native = (320, 240)
+    write_scene(tmp_path / "hpatches" / "v_good", 0, [TILT], native)
+    points, to_large = grid(), resize_map(native, (640, 480))
+    large = [features(warp(p, to_large), (640, 480)) for p in (points, warp(points, TILT))]
+    large[1] = features(large[1].keypoints + np.float32([2, 0]), (640, 480))  # every point 2 px off
+    plain, resized = hpatches_suite(tmp_path, Options())
+    assert (plain.dataset, resized.dataset) == ("hpatches", "hpatches 480")
+    result = resized.run("prepared", lookup({1: large[0], 2: large[1]}))
+    assert resized.protocol["short_side"] == 480
+    # the only error is e = 2 px: recall rises linearly to 1 there
+    assert result["best"]["auc"]["1"] == 0
+    assert result["best"]["auc"]["5"] == pytest.approx(100 * (2 / 2 + 5 - 2) / 5, abs=1)
+    assert len(hpatches_suite(tmp_path, Options(long_side=640))) == 1
+
+
+def test_every_extractor_gets_the_threshold_that_suits_it(tmp_path):
+    write_scene(tmp_path / "homography" / "v_one", 0, [SHIFT])
+    points = grid(64)
+    noise = np.random.default_rng(1).normal(0, 0.8, points.shape)
+    far = np.random.default_rng(2).uniform(-80, 80, points.shape) * (np.arange(64) >= 40)[:, None]
+    result = run(tmp_path, {1: features(points), 2: features(warp(points, SHIFT) + noise + far)})
+    swept = [
+        homography.corner_error(
+            homography.ransac_homography(points, np.float32(warp(points, SHIFT) + noise + far), threshold),
+            SHIFT,
+            homography.EvalImage(np.zeros((240, 320, 3), np.uint8), (320, 240), np.eye(3)),
+        )
+        for threshold in THRESHOLDS
+    ]
+    assert THRESHOLDS == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+    assert result["best"]["threshold_px"] == THRESHOLDS[int(np.argmin(swept))]
+    assert max(swept) > 1.5 * min(swept)
+
+
+def test_the_best_threshold_is_that_of_the_largest_mean_area():
+    errors = np.full((2, 6), np.inf)
+    errors[:, 3] = 0.5, np.inf
+    errors[:, 4] = 0.5, 4.0  # recovers both: more area in sum, less at 1 px
+    best = best_threshold(errors, (1, 5))
+    assert best["threshold_px"] == 2.5
+    # recall 1/2 from 0.5 on; the second error comes at 4 px
+    assert best["auc"]["1"] == pytest.approx(100 * (0.5 * 0.5 / 2 + 0.5 * 0.5))
+    assert best["auc"]["5"] == pytest.approx(100 * (0.125 + (0.5 + 1) / 2 * 3.5 + 1 * 1) / 5)
+    nothing = best_threshold(np.full((2, 6), np.inf), (1, 5))
+    assert nothing == {"threshold_px": 0.5, "auc": {"1": 0, "5": 0}}
 
 
 def test_repeatability_counts_only_the_shared_view():

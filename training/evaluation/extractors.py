@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,20 +46,35 @@ def resolve(name: str, max_keypoints: int, device: str = "auto", engine: str = "
 
 
 def _import_extractor(name: str, max_keypoints: int) -> Extractor:
+    factory = import_factory("extractor", name)
+    takes_budget = "max_keypoints" in inspect.signature(factory).parameters
+    return factory(max_keypoints=max_keypoints) if takes_budget else factory()
+
+
+def import_factory(what: str, name: str) -> Callable[..., Any]:
+    """The function called ``module:function``, which has to answer with a callable.
+
+    Raises:
+        UsageError: no such module or function, or (when it is called) it answers with something else.
+    """
     module_name, _, function_name = name.partition(":")
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
     except ModuleNotFoundError as error:
-        raise UsageError(f"extractor '{name}': no module named '{error.name}' on PYTHONPATH") from error
+        raise UsageError(f"{what} '{name}': no module named '{error.name}' on PYTHONPATH") from error
     except AttributeError as error:
-        raise UsageError(f"extractor '{name}': {error}") from error
-    takes_budget = "max_keypoints" in inspect.signature(factory).parameters
-    extractor = factory(max_keypoints=max_keypoints) if takes_budget else factory()
-    if not callable(extractor):
-        raise UsageError(f"extractor '{name}': {function_name}() returned {type(extractor).__name__}, not a callable")
-    return extractor
+        raise UsageError(f"{what} '{name}': {error}") from error
+
+    @functools.wraps(factory)
+    def checked(**parameters: Any) -> Any:
+        made = factory(**parameters)
+        if not callable(made):
+            raise UsageError(f"{what} '{name}': {function_name}() returned {type(made).__name__}, not a callable")
+        return made
+
+    return checked
 
 
 class TimedExtractor:
@@ -76,13 +94,14 @@ class TimedExtractor:
         """Features of the image in ``path``, turned by ``turns`` quarter turns counter-clockwise."""
         key = (path, turns)
         if key not in self._features:
-            self._features[key] = self._extract(np.ascontiguousarray(np.rot90(self.images(path).pixels, turns)))
+            self._features[key] = self.extract(np.ascontiguousarray(np.rot90(self.images(path).pixels, turns)))
             if len(self._features) > self._keep:
                 self._features.popitem(last=False)
         self._features.move_to_end(key)
         return self._features[key]
 
-    def _extract(self, image: np.ndarray) -> Features:
+    def extract(self, image: np.ndarray) -> Features:
+        """Features of a (H, W, 3) BGR uint8 image, which are not kept."""
         wall, cpu = time.perf_counter(), time.process_time()
         features = self.extractor(image)
         self.wall_ms.append((time.perf_counter() - wall) * 1e3)

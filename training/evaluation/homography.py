@@ -12,17 +12,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import poselib
 
 from samfeat_core.features import Features
 from samfeat_core.files import IMAGE_SUFFIXES
-from samfeat_core.matching import match_mutual
 from training.data.geometry import warp_homography
 from training.evaluation.extractors import TimedExtractor
 from training.evaluation.images import EvalImage
+from training.evaluation.matchers import MUTUAL, Matcher
+from training.evaluation.sweep import THRESHOLDS, best_threshold
 
 MMA_THRESHOLDS = tuple(range(1, 11))
 MHA_THRESHOLDS = (1, 3, 5)
 REPEAT_THRESHOLD = 3.0
+CORNER_AUC_THRESHOLDS = (1, 3, 5)
 ESTIMATOR = "OpenCV MAGSAC++, 3 px, 10000 iterations"
 # D2-Net (Dusmanu et al., CVPR 2019) leaves out the sequences with images beyond 1600x1200: 52 + 56 scenes remain
 UNRELIABLE_SCENES = (
@@ -43,7 +46,8 @@ class HomographyPair:
 @dataclass(frozen=True)
 class HomographyScore:
     """What one extractor did on one pair. mma: share of matches within 1..10 px; corner_error: mean error of the four
-    corners of the first image under the estimated homography, px; localisation: px, nan without repeated keypoints."""
+    corners of the first image under the homography that `ESTIMATOR` finds, px; swept: the same for poselib's LO-RANSAC
+    at each of `sweep.THRESHOLDS`; localisation: px, nan without repeated keypoints."""
 
     scene: str
     keypoints: float
@@ -51,6 +55,7 @@ class HomographyScore:
     correct: int
     mma: np.ndarray
     corner_error: float
+    swept: np.ndarray
     repeatability: float
     localisation: float
 
@@ -96,22 +101,22 @@ def read_homography(path: Path) -> np.ndarray:
     return homography
 
 
-def score_pair(pair: HomographyPair, extractor: TimedExtractor) -> HomographyScore:
-    """Extracts both images, matches mutual nearest neighbours and measures them against the true homography."""
+def score_pair(pair: HomographyPair, extractor: TimedExtractor, matcher: Matcher = MUTUAL) -> HomographyScore:
+    """Extracts both images, matches them and measures the matches against the true homography."""
     image0, image1 = extractor.images(pair.first), extractor.images(pair.second)
     features0, features1 = extractor(pair.first), extractor(pair.second)
     truth = image1.to_resized @ pair.homography @ np.linalg.inv(image0.to_resized)
-    index0, index1, _ = match_mutual(features0.matchable, features1.matchable)
-    points0, points1 = features0.keypoints[index0], features1.keypoints[index1]
+    points0, points1 = matcher(features0, features1)
     errors = np.linalg.norm(warp_homography(points0, truth) - points1, axis=1)
     repeatability, localisation = repeat(features0, features1, truth)
     return HomographyScore(
         scene=pair.scene,
         keypoints=(len(features0) + len(features1)) / 2,
-        matches=len(index0),
+        matches=len(points0),
         correct=int((errors <= REPEAT_THRESHOLD).sum()),
         mma=matching_accuracy(errors),
         corner_error=corner_error(estimate_homography(points0, points1), truth, image0),
+        swept=np.array([corner_error(ransac_homography(points0, points1, t), truth, image0) for t in THRESHOLDS]),
         repeatability=repeatability,
         localisation=localisation,
     )
@@ -131,6 +136,16 @@ def estimate_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray 
     return cv2.findHomography(
         points0.astype(np.float64), points1.astype(np.float64), cv2.USAC_MAGSAC, 3.0, maxIters=10000, confidence=0.9999
     )[0]
+
+
+def ransac_homography(points0: np.ndarray, points1: np.ndarray, threshold_px: float) -> np.ndarray | None:
+    """poselib's LO-RANSAC at its defaults; None where it finds nothing."""
+    if len(points0) < 4:
+        return None
+    homography, found = poselib.estimate_homography(
+        points0.astype(np.float64), points1.astype(np.float64), {"max_reproj_error": threshold_px}, {}
+    )
+    return homography if found["num_inliers"] else None
 
 
 def corner_error(estimate: np.ndarray | None, truth: np.ndarray, image: EvalImage) -> float:
@@ -175,12 +190,13 @@ def evaluate(
     extractor: TimedExtractor,
     groups: dict[str, Callable[[str], bool]] | None = None,
     progress: Callable[[Sequence[HomographyPair]], Iterable[HomographyPair]] = iter,
+    matcher: Matcher = MUTUAL,
 ) -> dict:
     """The numbers of one extractor on all pairs, per cent where they are shares: see `summary`.
 
     ``groups`` names further summaries over the scenes that a test accepts (HPatches: illumination, viewpoint).
     """
-    scores = [score_pair(pair, extractor) for pair in progress(pairs)]
+    scores = [score_pair(pair, extractor, matcher) for pair in progress(pairs)]
     result = summary(scores)
     for name, accepts in (groups or {}).items():
         chosen = [score for score in scores if accepts(score.scene)]
@@ -201,6 +217,7 @@ def summary(scores: Sequence[HomographyScore]) -> dict:
         "correct": float(np.mean([score.correct for score in scores])),
         "mma": {str(t): float(value) for t, value in zip(MMA_THRESHOLDS, mma, strict=True)},
         "mha": {str(t): float((corner <= t).mean() * 100) for t in MHA_THRESHOLDS},
+        "best": best_threshold(np.stack([score.swept for score in scores]), CORNER_AUC_THRESHOLDS),
         "repeatability": float(np.mean([score.repeatability for score in scores]) * 100),
         "localisation_px": None if np.isnan(localisation).all() else float(np.nanmean(localisation)),
     }

@@ -34,12 +34,20 @@ class EvalImage:
 class ImageStore:
     """Reads images, each shrunk so that its long side is at most ``long_side`` pixels (None: as it is).
 
-    ``size`` instead of ``long_side`` forces (width, height), as ScanNet's 640x480 does.
+    Instead of ``long_side``, ``size`` forces (width, height), as ScanNet's 640x480 does, and ``short_side`` makes
+    images smaller or larger until that is their short side.
     """
 
-    def __init__(self, long_side: int | None = None, size: tuple[int, int] | None = None, budget: int = 1 << 30):
+    def __init__(
+        self,
+        long_side: int | None = None,
+        size: tuple[int, int] | None = None,
+        budget: int = 1 << 30,
+        short_side: int | None = None,
+    ):
         self.long_side = long_side
         self.size = size
+        self.short_side = short_side
         self.budget = budget
         self._kept: OrderedDict[Path, EvalImage] = OrderedDict()
         self._bytes = 0
@@ -59,14 +67,19 @@ class ImageStore:
     def _load(self, path: Path) -> EvalImage:
         pixels = read_image(path)
         native = (pixels.shape[1], pixels.shape[0])
-        size = self.size or native
-        if self.long_side is not None:
-            scale = min(1.0, self.long_side / max(native))
-            size = (round(native[0] * scale), round(native[1] * scale))
+        size = self._size(native)
         if size != native:
             shrinks = size[0] < native[0]
             pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         return EvalImage(pixels, native, resize_map(native, size))
+
+    def _size(self, native: tuple[int, int]) -> tuple[int, int]:
+        if self.size is not None:
+            return self.size
+        scale = 1.0 if self.long_side is None else min(1.0, self.long_side / max(native))
+        if self.short_side is not None:
+            scale = self.short_side / min(native)
+        return round(native[0] * scale), round(native[1] * scale)
 
 
 def resize_map(native: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

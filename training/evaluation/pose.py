@@ -10,10 +10,11 @@ import numpy as np
 import poselib
 
 from samfeat_core.features import Features
-from samfeat_core.matching import match_mutual
 from samfeat_core.poses import pose_auc, pose_error
 from samfeat_core.sequence import ImageSequence
 from training.evaluation.extractors import TimedExtractor
+from training.evaluation.matchers import MUTUAL, Matcher
+from training.evaluation.sweep import THRESHOLDS, best_threshold
 
 AUC_THRESHOLDS = (5, 10, 20)
 ESTIMATOR = "poselib LO-RANSAC, essential matrix"
@@ -39,12 +40,14 @@ class PosePair:
 
 @dataclass(frozen=True)
 class PoseScore:
-    """error: the larger of rotation and translation-direction error, degrees; inf where no pose was found."""
+    """error: the larger of rotation and translation-direction error, degrees; inf where no pose was found.
+    swept: the same at each of `sweep.THRESHOLDS`."""
 
     keypoints: float
     matches: int
     inliers: int
     error: float
+    swept: np.ndarray
 
 
 def sequence_pairs(sequence: ImageSequence, gaps: Sequence[int], every: int) -> list[PosePair]:
@@ -62,19 +65,24 @@ def sequence_pairs(sequence: ImageSequence, gaps: Sequence[int], every: int) -> 
     ]
 
 
-def score_pair(pair: PosePair, extractor: TimedExtractor, threshold_px: float = 1.0) -> PoseScore:
-    """Extracts, matches mutual nearest neighbours, estimates the pose and compares it to the true one."""
+def score_pair(
+    pair: PosePair, extractor: TimedExtractor, threshold_px: float = 1.0, matcher: Matcher = MUTUAL
+) -> PoseScore:
+    """Extracts, matches, estimates the pose and compares it to the true one."""
     features0 = turn_back(extractor(pair.first, pair.turns[0]), pair.turns[0])
     features1 = turn_back(extractor(pair.second, pair.turns[1]), pair.turns[1])
-    index0, index1, _ = match_mutual(features0.matchable, features1.matchable)
+    points0, points1 = matcher(features0, features1)
     cameras = (
         _camera(pair.matrix0, pair.first, pair, extractor),
         _camera(pair.matrix1, pair.second, pair, extractor),
     )
-    inliers, error = score_points(
-        features0.keypoints[index0], features1.keypoints[index1], cameras, pair.transform, threshold_px
-    )
-    return PoseScore((len(features0) + len(features1)) / 2, len(index0), inliers, error)
+    at = {
+        threshold: score_points(points0, points1, cameras, pair.transform, threshold)
+        for threshold in {threshold_px, *THRESHOLDS}
+    }
+    inliers, error = at[threshold_px]
+    swept = np.array([at[threshold][1] for threshold in THRESHOLDS])
+    return PoseScore((len(features0) + len(features1)) / 2, len(points0), inliers, error, swept)
 
 
 def score_points(
@@ -116,9 +124,10 @@ def evaluate(
     extractor: TimedExtractor,
     threshold_px: float = 1.0,
     progress: Callable[[Sequence[PosePair]], Iterable[PosePair]] = iter,
+    matcher: Matcher = MUTUAL,
 ) -> dict:
     """The numbers of one extractor on all pairs: AUC in per cent, means of counts over pairs."""
-    scores = [score_pair(pair, extractor, threshold_px) for pair in progress(pairs)]
+    scores = [score_pair(pair, extractor, threshold_px, matcher) for pair in progress(pairs)]
     errors = np.array([score.error for score in scores])
     auc = pose_auc(errors, AUC_THRESHOLDS)
     return {
@@ -128,5 +137,6 @@ def evaluate(
         "inliers": float(np.mean([score.inliers for score in scores])),
         "failed": int(np.isinf(errors).sum()),
         "auc": {str(t): float(value) * 100 for t, value in zip(AUC_THRESHOLDS, auc, strict=True)},
+        "best": best_threshold(np.stack([score.swept for score in scores]), AUC_THRESHOLDS),
         "median_error_deg": float(np.median(errors)) if np.isfinite(np.median(errors)) else None,
     }

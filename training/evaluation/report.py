@@ -11,15 +11,18 @@ JSON, version 1:
     results     one object per extractor and data set:
         extractor   its label; for one of our models with weights of the user NAME=FILE
         suite, dataset
-        kind        "homography", "pose" or "tracks"
+        kind        "homography", "pose", "stress" or "tracks"
         protocol    what decides the numbers besides the extractor: long_side, estimator, threshold_px, gaps, ...
         reused      true where the result was taken over from an earlier report (--reuse)
         images      images extracted; wall_ms, cpu_ms (all threads): median per image, extraction alone
         pairs, keypoints (mean per image), matches (mean per pair)
         homography: correct (mean matches within 3 px), mma {"1".."10"}, mha {"1", "3", "5"}, repeatability,
-                    in per cent; localisation_px; on HPatches the same again under "illumination" and "viewpoint"
+                    in per cent; localisation_px; best: AUC of the corner error under poselib's homography, at the
+                    threshold of a sweep that suits the extractor best, {threshold_px, auc {"1", "3", "5"}};
+                    on HPatches the same again under "illumination" and "viewpoint"
         pose:       inliers (mean per pair), failed (pairs without a pose), auc {"5", "10", "20"} in per cent,
-                    median_error_deg
+                    median_error_deg; best: as above, of the pose, {threshold_px, auc {"5", "10", "20"}}
+        stress:     levels [{level, matches, right (means per pair), share (of right ones, per cent)}]
         tracks:     pairs counts frames; points (mean per frame), tracker_ms, length (mean frames of tracks of two
                     and more), shared {"5", "10", "20"} (tracks that frames so far apart share), auc {gap: {degrees}},
                     epipolar_px; with depth: ages and flat (not born on a silhouette) {age: {tracks, survival,
@@ -46,12 +49,16 @@ _HOMOGRAPHY = [
     *((f"MHA@{t}", f"mha.{t}", 1) for t in (1, 3, 5)),
     ("rep.", "repeatability", 1),
     ("loc. px", "localisation_px", 2),
+    *((f"AUC@{t}px", f"best.auc.{t}", 1) for t in (1, 3, 5)),
+    ("at px", "best.threshold_px", 1),
 ]
 _POSE = [
     ("inliers", "inliers", 0),
     *((f"AUC@{t}", f"auc.{t}", 1) for t in (5, 10, 20)),
     ("median deg", "median_error_deg", 2),
     ("failed", "failed", 0),
+    *((f"best AUC@{t}", f"best.auc.{t}", 1) for t in (5, 10, 20)),
+    ("at px", "best.threshold_px", 1),
 ]
 _TRACKS = [
     ("ms", "tracker_ms", 1),
@@ -68,7 +75,17 @@ _TRACKS = [
     ("recovered", "recovered", 0),
     ("false", "false_recoveries", 1),
 ]
-COLUMNS = {"homography": _COUNTS + _HOMOGRAPHY, "pose": _COUNTS + _POSE, "tracks": _TRACKS}
+COLUMNS = {"homography": _COUNTS + _HOMOGRAPHY, "pose": _COUNTS + _POSE, "stress": _COUNTS, "tracks": _TRACKS}
+
+
+def columns(row: dict) -> list[tuple[str, str, int]]:
+    """Heading, dotted key and digits of every column in the table of a result."""
+    levels = [
+        column
+        for n, level in enumerate(row.get("levels", ()))
+        for column in ((f"{level['level']:g}", f"levels.{n}.right", 0), ("%", f"levels.{n}.share", 0))
+    ]
+    return COLUMNS[row["kind"]] + levels
 
 
 def table(results: Sequence[dict]) -> str:
@@ -85,10 +102,10 @@ def table(results: Sequence[dict]) -> str:
 
 
 def _block(title: str, rows: Sequence[dict]) -> str:
-    columns = COLUMNS[rows[0]["kind"]]
-    lines = [["extractor", *(name for name, _, _ in columns)]]
+    shown = columns(rows[0])
+    lines = [["extractor", *(name for name, _, _ in shown)]]
     for row in rows:
-        lines.append([row["extractor"], *(cell(row, key, digits) for _, key, digits in columns)])
+        lines.append([row["extractor"], *(cell(row, key, digits) for _, key, digits in shown)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     protocol = [f"{key} {value}" for key, value in rows[0].get("protocol", {}).items() if value is not None]
@@ -100,7 +117,12 @@ def cell(row: dict, key: str, digits: int) -> str:
     """The figure of a result under a dotted key, as the tables show it; "-" where it has none."""
     value: object = row
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            value = value[int(part)]
+        elif isinstance(value, dict):
+            value = value.get(part)
+        else:
+            return "-"
     return "-" if value is None else f"{value:.{digits}f}"
 
 

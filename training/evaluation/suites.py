@@ -1,8 +1,11 @@
 """Which data a suite reads, where it lies under --data, and at which settings its protocol runs.
 
 DATA/homography/SCENE/{1.jpg, 2.jpg, H_1_2, ...}        suite homography: HPatches' layout, at most 640 px long
+                                                        suite stress: image 1 of each scene, changed, at most 640 px
 DATA/sequences/NAME/{image/, poses.txt, calib.txt}      suites pose and tracks: posed sequences, native size
-DATA/hpatches/{i_*, v_*}/{1.ppm .. 6.ppm, H_1_2 ..}     suite hpatches, or DATA/hpatches-sequences-release
+DATA/wide/NAME/{image/, poses.txt, calib.txt}           suite wide: posed photographs with wide baselines, native size
+DATA/hpatches/{i_*, v_*}/{1.ppm .. 6.ppm, H_1_2 ..}     suite hpatches, or DATA/hpatches-sequences-release: at native
+                                                        size, and with a short side of 480 px
 DATA/megadepth1500/                                     a pair list and its images (`pairlists`), 1600 px long;
                                                         or DATA/megadepth_test_1500
 DATA/scannet1500/                                       the same at 640x480; or DATA/scannet_test_1500
@@ -17,14 +20,17 @@ from typing import Any
 
 from samfeat_core.classic import Extractor
 from samfeat_core.sequence import ImageSequence
-from training.evaluation import homography, pairlists, pose
+from training.evaluation import homography, pairlists, pose, stress
 from training.evaluation.extractors import TimedExtractor
 from training.evaluation.images import ImageStore
+from training.evaluation.matchers import MUTUAL, Matcher
 from training.evaluation.tracks.suite import TrackTask, track_tasks
 
 # frame gaps and stride of the first frame, by the name of the sequence's folder; others: SEQUENCE_DEFAULT
 SEQUENCES: dict[str, tuple[tuple[int, ...], int]] = {"kitchen": ((6, 12), 8), "kitti_drive": ((1, 3), 6)}
 SEQUENCE_DEFAULT = ((5, 10), 5)
+WIDE_DEFAULT = ((1, 2, 3, 4, 5), 1)
+HPATCHES_SHORT_SIDE = 480  # glue-factory's
 HPATCHES_PARTS = {
     "illumination": lambda scene: scene.startswith("i_"),
     "viewpoint": lambda scene: scene.startswith("v_"),
@@ -40,6 +46,12 @@ class Options:
     long_side: int | None = None
     gaps: tuple[int, ...] | None = None
     every: int | None = None
+    matcher: Matcher = MUTUAL
+
+    def protocol(self, images: ImageStore, **more: Any) -> dict:
+        """What decides the numbers besides the extractor."""
+        named = {} if self.matcher is MUTUAL else {"matcher": self.matcher.name}
+        return {"max_keypoints": self.max_keypoints, "long_side": images.long_side, **more, **named}
 
 
 @dataclass(frozen=True)
@@ -68,72 +80,98 @@ class Task:
 
 def homography_suite(data: Path, options: Options) -> list[Task]:
     """DATA/homography, at most 640 px long."""
-    return [_homography_task("homography", find_folder(data, "homography"), options, options.long_side or 640)]
+    folder = find_folder(data, "homography")
+    return [_homography_task("homography", folder.name, folder, ImageStore(options.long_side or 640), options)]
 
 
 def hpatches_suite(data: Path, options: Options) -> list[Task]:
-    """DATA/hpatches, native size, 108 of the 116 scenes (D2-Net's choice)."""
+    """DATA/hpatches, 108 of the 116 scenes (D2-Net's choice): at native size, and with a short side of 480 px."""
     folder = find_folder(data, "hpatches")
-    task = _homography_task(
-        "hpatches", folder, options, options.long_side, homography.UNRELIABLE_SCENES, HPATCHES_PARTS
-    )
-    return [task]
+    sizes = {folder.name: ImageStore(options.long_side)}
+    if options.long_side is None:
+        sizes[f"{folder.name} {HPATCHES_SHORT_SIDE}"] = ImageStore(short_side=HPATCHES_SHORT_SIDE)
+    return [
+        _homography_task("hpatches", name, folder, images, options, homography.UNRELIABLE_SCENES, HPATCHES_PARTS)
+        for name, images in sizes.items()
+    ]
 
 
 def _homography_task(
     suite: str,
+    dataset: str,
     folder: Path,
+    images: ImageStore,
     options: Options,
-    long_side: int | None,
     exclude: Iterable[str] = (),
     parts: dict[str, Callable[[str], bool]] | None = None,
 ) -> Task:
     pairs = homography.read_pairs(folder, exclude)
-    protocol = {
-        "max_keypoints": options.max_keypoints,
-        "long_side": long_side,
-        "scenes": len({pair.scene for pair in pairs}),
-        "mha_estimator": homography.ESTIMATOR,
-    }
+    scenes = len({pair.scene for pair in pairs})
+    short = {} if images.short_side is None else {"short_side": images.short_side}
+    protocol = options.protocol(images, **short, scenes=scenes, mha_estimator=homography.ESTIMATOR)
 
     def measure(pairs: Sequence, extractor: TimedExtractor, progress: Callable) -> dict:
-        return homography.evaluate(pairs, extractor, parts, progress)
+        return homography.evaluate(pairs, extractor, parts, progress, options.matcher)
 
-    return Task(suite, folder.name, "homography", pairs, ImageStore(long_side), protocol, measure)
+    return Task(suite, dataset, "homography", pairs, images, protocol, measure)
+
+
+def stress_suite(data: Path, options: Options) -> list[Task]:
+    """Image 1 of every scene in DATA/homography, at most 640 px long, beside itself under every stress."""
+    scenes = homography.read_pairs(find_folder(data, "stress"))
+    photographs = list(dict.fromkeys(pair.first for pair in scenes))
+    images = ImageStore(options.long_side or 640)
+    return [_stress_task(name, photographs, images, options) for name in stress.STRESSES]
+
+
+def _stress_task(name: str, photographs: Sequence[Path], images: ImageStore, options: Options) -> Task:
+    trouble = stress.STRESSES[name]
+    pairs = [stress.StressPair(path, level, n) for level in trouble.levels for n, path in enumerate(photographs)]
+    protocol = options.protocol(images, unit=trouble.unit, levels=list(trouble.levels), right_px=stress.RIGHT_PX)
+
+    def measure(pairs: Sequence, extractor: TimedExtractor, progress: Callable) -> dict:
+        return stress.evaluate(trouble, pairs, extractor, progress, options.matcher)
+
+    return Task("stress", name, "stress", pairs, images, protocol, measure)
 
 
 def pose_suite(data: Path, options: Options) -> list[Task]:
     """Every posed sequence in DATA/sequences, native size."""
-    root = find_folder(data, "pose")
+    return [
+        _sequence_task("pose", folder, SEQUENCES.get(folder.name, SEQUENCE_DEFAULT), options)
+        for folder in _sequence_folders(data, "pose")
+    ]
+
+
+def wide_suite(data: Path, options: Options) -> list[Task]:
+    """Every posed sequence in DATA/wide, native size: all pairs up to five photographs apart."""
+    return [_sequence_task("wide", folder, WIDE_DEFAULT, options) for folder in _sequence_folders(data, "wide")]
+
+
+def _sequence_folders(data: Path, suite: str) -> list[Path]:
+    root = find_folder(data, suite)
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if not folders:
         raise ValueError(f"{root}: no posed sequences (folders with image/, poses.txt, calib.txt)")
-    return [_sequence_task(folder, options) for folder in folders]
+    return folders
 
 
-def _sequence_task(folder: Path, options: Options) -> Task:
-    usual_gaps, usual_every = SEQUENCES.get(folder.name, SEQUENCE_DEFAULT)
-    gaps, every = options.gaps or usual_gaps, options.every or usual_every
+def _sequence_task(suite: str, folder: Path, usual: tuple[tuple[int, ...], int], options: Options) -> Task:
+    gaps, every = options.gaps or usual[0], options.every or usual[1]
     sequence = ImageSequence.read(folder, require=("poses",))
     pairs = pose.sequence_pairs(sequence, gaps, every)
     if not pairs:
         raise ValueError(f"{folder}: {len(sequence)} frames are too few for frame gaps of {min(gaps)} and more")
-    return _pose_task("pose", folder.name, pairs, ImageStore(options.long_side), options, gaps=list(gaps), every=every)
+    return _pose_task(suite, folder.name, pairs, ImageStore(options.long_side), options, gaps=list(gaps), every=every)
 
 
 def _pose_task(
     suite: str, dataset: str, pairs: Sequence[pose.PosePair], images: ImageStore, options: Options, **more: Any
 ) -> Task:
-    protocol = {
-        "max_keypoints": options.max_keypoints,
-        "long_side": images.long_side,
-        "estimator": pose.ESTIMATOR,
-        "threshold_px": options.threshold_px,
-        **more,
-    }
+    protocol = options.protocol(images, estimator=pose.ESTIMATOR, threshold_px=options.threshold_px, **more)
 
     def measure(pairs: Sequence, extractor: TimedExtractor, progress: Callable) -> dict:
-        return pose.evaluate(pairs, extractor, options.threshold_px, progress)
+        return pose.evaluate(pairs, extractor, options.threshold_px, progress, options.matcher)
 
     return Task(suite, dataset, "pose", pairs, images, protocol, measure)
 
@@ -161,7 +199,9 @@ def tracks_suite(data: Path, options: Options) -> list[TrackTask]:
 
 FOLDERS = {
     "homography": ("homography",),
+    "stress": ("homography",),
     "pose": ("sequences",),
+    "wide": ("wide",),
     "tracks": ("sequences",),
     "hpatches": ("hpatches", "hpatches-sequences-release"),
     "megadepth1500": ("megadepth1500", "megadepth_test_1500"),
@@ -178,6 +218,8 @@ def find_folder(data: Path, suite: str) -> Path:
 SUITES: dict[str, Callable[[Path, Options], Sequence[Task | TrackTask]]] = {
     "homography": homography_suite,
     "pose": pose_suite,
+    "wide": wide_suite,
+    "stress": stress_suite,
     "tracks": tracks_suite,
     "hpatches": hpatches_suite,
     "megadepth1500": megadepth_suite,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from training.evaluation.stress import motion_blur
 from training.evaluation.tracks.footage import Footage
 
 PERIOD = 30  # frames from one event to the next
@@ -36,12 +37,7 @@ def blurred(footage: Footage) -> Footage:
     def image(frame: int) -> np.ndarray:
         if frame % 2 == 0:
             return footage.image(frame)
-        line = np.zeros((BLUR_PX, BLUR_PX), np.float32)
-        middle = (BLUR_PX - 1) / 2
-        line[BLUR_PX // 2] = 1
-        turn = cv2.getRotationMatrix2D((middle, middle), 37.0 * frame, 1)
-        kernel = cv2.warpAffine(line, turn, (BLUR_PX, BLUR_PX), flags=cv2.INTER_LINEAR)
-        return cv2.filter2D(footage.image(frame), -1, kernel / kernel.sum())
+        return motion_blur(footage.image(frame), BLUR_PX, 37.0 * frame)
 
     return replace(footage, image=image)
 
