@@ -40,6 +40,12 @@ def without_budget():
 
 def no_extractor():
     return 5
+
+def first_ten():
+    return lambda first, second: (np.arange(10), np.arange(10))
+
+def beyond():
+    return lambda first, second: ([0], [len(second)])
 """
 
 
@@ -108,6 +114,19 @@ def test_reuse_takes_foreign_results_over_and_counts_the_protocol(data):
     assert calls
 
 
+def test_any_matcher_takes_the_place_of_nearest_neighbours(data):
+    run = ("--data", data, "--no-peers", "--extractor", "my_extractors:corners", "--max-keypoints", 300)
+    assert evaluate(*run, "--matcher", "my_extractors:first_ten", "--output", "ten").exit_code == 0
+    written = report.read(data.parent / "ten" / "report.json")
+    assert written["settings"]["matcher"] == "my_extractors:first_ten"
+    for result in written["results"]:
+        assert result["matches"] == 10 and result["protocol"]["matcher"] == "my_extractors:first_ten"
+    # another matcher, another protocol: nothing is taken over
+    assert evaluate(*run, "--reuse", "ten/report.json", "--output", "out").exit_code == 0
+    for result in report.read(data.parent / "out" / "report.json")["results"]:
+        assert "matcher" not in result["protocol"] and "reused" not in result
+
+
 def test_all_runs_what_is_there(data):
     result = evaluate("--data", data, "--suite", "all", "--no-peers", "--extractor", "orb", "--output", "out")
     assert result.exit_code == 0, result.output
@@ -132,6 +151,10 @@ def test_all_runs_what_is_there(data):
         (["--extractor", "superglue"], 2, "unknown model 'superglue'"),
         (["--extractor", "samfeat-nano", "--device", "tpu"], 2, "device is 'tpu', expected one of auto, cuda, cpu"),
         (["--extractor", "samfeat-nano=gone.safetensors"], 1, "gone.safetensors: no such weights file"),
+        (["--matcher", "nearest"], 2, "matcher 'nearest': expected module:function"),
+        (["--matcher", "no_such_module:make"], 2, "matcher 'no_such_module:make': no module named 'no_such_module'"),
+        (["--matcher", "my_extractors:no_extractor"], 2, "no_extractor() returned int, not a callable"),
+        (["--matcher", "my_extractors:beyond"], 1, "matcher 'my_extractors:beyond': expected two arrays of row"),
         (["--reuse", "gone.json"], 1, "gone.json: not a readable evaluation report"),
         (["--reuse", "other.json"], 1, "other.json: not an evaluation report of version 1"),
     ],

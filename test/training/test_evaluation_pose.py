@@ -12,7 +12,7 @@ from training.data.archives import read_archive
 from training.evaluation import pairlists, pose
 from training.evaluation.extractors import TimedExtractor
 from training.evaluation.images import ImageStore
-from training.evaluation.suites import Options, megadepth_suite, pose_suite, scannet_suite
+from training.evaluation.suites import Options, megadepth_suite, pairs_suite, pose_suite, scannet_suite
 
 MATRIX = np.array([[400.0, 0, 319.5], [0, 410, 239.5], [0, 0, 1]])
 SIZE = (640, 480)
@@ -182,6 +182,102 @@ def test_glue_factory_list(tmp_path):
     assert result["pairs"] == 3 and result["images"] == 2
     assert result["protocol"]["list"] == "pairs_calibrated.txt"
     assert result["auc"]["5"] > 99
+
+
+def view_line(name, pose, model, size, *parameters):
+    world_to_camera = np.linalg.inv(pose)
+    numbers = (*world_to_camera[:3, :3].ravel(), *world_to_camera[:3, 3])
+    return f"{name} {turned(numbers)} {model} {size[0]} {size[1]} {turned(parameters)}\n"
+
+
+def write_views(folder, first=None, second=None, pairs="a/0.png a/1.png\na/1.png a/0.png\n"):
+    """COLMAP's principal points are half a pixel further than ours."""
+    write_pair(folder / "images")
+    first = first or view_line("a/0.png", POSES[0], "PINHOLE", SIZE, 400, 410, 320, 240)
+    second = second or view_line("a/1.png", POSES[1], "SIMPLE_PINHOLE", SIZE1, 500, 400, 300)
+    (folder / "views.txt").write_text(first + second)
+    (folder / "pairs.txt").write_text(pairs)
+
+
+@pytest.mark.parametrize("scene", [".", "0022"])
+def test_views_and_pairs(tmp_path, scene):
+    write_views(tmp_path / "megadepth1500" / scene)
+    (task,) = megadepth_suite(tmp_path, Options())
+    pair = task.pairs[0]
+    np.testing.assert_allclose(pair.matrix0, MATRIX, atol=1e-9)
+    np.testing.assert_allclose(pair.matrix1, MATRIX1, atol=1e-9)
+    np.testing.assert_allclose(pair.transform, RELATIVE, atol=1e-9)
+    result = task.run("prepared", lookup([see(POSES[0]), see(POSES[1], MATRIX1, SIZE1)]))
+    assert result["pairs"] == 2 and result["auc"]["5"] > 99 and result["median_error_deg"] < 0.05
+    assert result["best"]["auc"]["5"] > 99
+
+
+def test_a_view_may_be_calibrated_at_another_size(tmp_path):
+    half = view_line("a/1.png", POSES[1], "RADIAL", (400, 300), 250, 200, 150, 0, 0)
+    write_views(tmp_path / "pairs" / "eth3d", second=half)
+    (task,) = pairs_suite(tmp_path, Options())
+    result = task.run("prepared", lookup([see(POSES[0]), see(POSES[1], MATRIX1, SIZE1)]))
+    assert (result["suite"], result["dataset"]) == ("pairs", "eth3d")
+    assert result["auc"]["5"] > 99 and result["median_error_deg"] < 0.05
+
+
+def test_cameras_of_colmap_are_brought_to_our_pixels(tmp_path):
+    write_pair(tmp_path)
+    write_scene_info(tmp_path / "scene.npz")
+    np.testing.assert_allclose(pairlists.read_list(tmp_path)[0][0].matrix0[:2, 2], [319.0, 239.0])
+    line = f"a/0.png a/1.png {turned(MATRIX)} {turned(MATRIX1)} {turned(RELATIVE[:3, :3])} {turned(RELATIVE[:3, 3])}\n"
+    (tmp_path / "pairs.txt").write_text(line)
+    np.testing.assert_allclose(pairlists.read_list(tmp_path)[0][0].matrix1[:2, 2], [399.0, 299.0])
+    (tmp_path / "pairs.txt").write_text(superglue_line())  # ScanNet's are not COLMAP's
+    np.testing.assert_allclose(pairlists.read_list(tmp_path)[0][0].matrix0, MATRIX)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pairs": "a/0.png\n"}, r"pairs\.txt: line 1: expected the names of two images of views\.txt, got a/0\.png"),
+        ({"pairs": "a/0.png a/7.png\n"}, r"pairs\.txt: line 1: expected the names"),
+        ({"first": "a/0.png 1 0 0\n"}, r"views\.txt: line 1: expected name R\(9\) t\(3\) MODEL"),
+        (
+            {"first": view_line("a/0.png", POSES[0], "OPENCV", SIZE, 400, 410, 320, 240, 0.1, 0, 0, 0)},
+            r"views\.txt: line 1: .* OPENCV with distortion \[0\.1",
+        ),
+        (
+            {"second": view_line("a/1.png", POSES[1], "FISHEYE", SIZE, 400, 320, 240)},
+            r"views\.txt: line 2: .*FISHEYE, expected one of SIMPLE_PINHOLE",
+        ),
+        ({"first": view_line("a/9.png", POSES[0], "PINHOLE", SIZE, 400, 410, 320, 240)}, "no image a/9"),
+        ({"first": view_line("a/0.png", 2 * POSES[0], "PINHOLE", SIZE, 400, 410, 320, 240)}, "is not a rotation"),
+    ],
+)
+def test_bad_views_name_file_and_line(tmp_path, changes, said):
+    write_views(tmp_path, **changes)
+    with pytest.raises(ValueError, match=said):
+        pairlists.read_list(tmp_path)
+
+
+def test_views_without_pairs(tmp_path):
+    write_views(tmp_path)
+    (tmp_path / "pairs.txt").unlink()
+    with pytest.raises(ValueError, match=r"pairs\.txt: no such file"):
+        pairlists.read_list(tmp_path)
+
+
+def test_the_swept_threshold_is_reported_beside_the_fixed_one(tmp_path):
+    """Keypoints with 1 px of noise: half a pixel keeps too few of them."""
+    poses = [pose_of(0.3 * n, n) for n in range(6)]
+    write_sequence(tmp_path / "sequences" / "walk", poses)
+    random = np.random.default_rng(0)
+    noisy = [see(p) for p in poses]
+    for features in noisy:
+        features.keypoints[:] += random.normal(0, 1, features.keypoints.shape).astype(np.float32)
+    (task,) = pose_suite(tmp_path, Options(gaps=(1,), every=1, threshold_px=0.5))
+    result = task.run("prepared", lookup(noisy))
+    (other,) = pose_suite(tmp_path, Options(gaps=(1,), every=1, threshold_px=result["best"]["threshold_px"]))
+    at_best = other.run("prepared", lookup(noisy))
+    assert result["best"]["threshold_px"] > 0.5
+    assert result["best"]["auc"] == at_best["auc"]
+    assert sum(result["best"]["auc"].values()) > sum(result["auc"].values())
 
 
 def object_array(items):

@@ -28,6 +28,11 @@ def rendered():
     return [(scene.render(matrices[i], SIZES[i % 2], pose), matrices[i], pose) for i, pose in enumerate(poses)]
 
 
+def colmap(matrix):
+    """The camera matrix as MegaDepth has it: the first pixel's centre is (0.5, 0.5)."""
+    return matrix + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+
+
 def write_scene(root: Path, rendered, layout: str) -> Path:
     """Images and depths below root, scene information in root/scene_info; layout d2net or loftr."""
     images = root / ("Undistorted_SfM/0007/images" if layout == "d2net" else f"{ARCHIVE}/imgs")
@@ -42,7 +47,7 @@ def write_scene(root: Path, rendered, layout: str) -> Path:
         # both index files name the images by D2-Net's undistorted folder; a reconstruction has holes
         "image_paths": np.array([f"Undistorted_SfM/0007/images/{i}.jpg" for i in range(FRAMES)] + [None], object),
         "depth_paths": np.array([f"{ARCHIVE}/depths/{i}.h5" for i in range(FRAMES)] + [None], object),
-        "intrinsics": np.array([m for _, m, _ in rendered] + [None], object),
+        "intrinsics": np.array([colmap(m) for _, m, _ in rendered] + [None], object),
         "poses": np.array([np.linalg.inv(pose) for _, _, pose in rendered] + [None], object),
     }
     if layout == "d2net":
@@ -76,6 +81,32 @@ def test_pairs_agree_with_their_images(root):
 
         assert error(np.float32(0)) < 0.75 * error(np.float32(2))
     np.testing.assert_array_equal(pairs[2]["warp01"], MegaDepthPairs(root, root / "scene_info", (96, 96))[2]["warp01"])
+
+
+def test_a_zoom_keeps_the_middle_of_the_image(tmp_path):
+    """A wall seen from one place at twice the focal length: image corners, not pixel centres, are COLMAP's origin."""
+    size = width, height = (96, 64)
+    pictures = tmp_path / "imgs"
+    pictures.mkdir()
+    for name in "01":
+        cv2.imwrite(str(pictures / f"{name}.png"), np.zeros((height, width, 3), np.uint8))
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["depth"] = np.full((height, width), 3.0)
+    published = [np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]]) for f in (80.0, 160.0)]
+    np.savez(
+        tmp_path / "scene.npz",
+        image_paths=np.array(["imgs/0.png", "imgs/1.png"]),
+        depth_paths=np.array(["0.h5", "1.h5"]),
+        intrinsics=np.array(published),
+        poses=np.array([np.eye(4)] * 2),
+        pair_infos=np.array([((0, 1), 0.5)], object),
+    )
+    warp = MegaDepthPairs(tmp_path, tmp_path / "scene.npz", size)[0]["warp01"]
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    expected = np.stack([2 * x - (width - 1) / 2, 2 * y - (height - 1) / 2], -1)  # twice as far from the middle
+    seen = np.isfinite(warp).all(-1)
+    assert seen.mean() > 0.2
+    np.testing.assert_allclose(warp[seen], expected[seen], atol=1e-3)
 
 
 def test_the_overlap_bounds_choose_the_pairs(tmp_path, rendered):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from samfeat_core.errors import UsageError
+from samfeat_core.features import Features
 from training.evaluation.extractors import resolve
+from training.evaluation.matchers import resolve_matcher
 
 EDGEPOINT2 = """
 import torch
@@ -34,6 +36,21 @@ class ALIKED:
         return [points], [torch.full((len(points),), 0.5)], None
     def desc_head(self, features, points):
         return [points[0]], None
+"""
+
+
+LIGHTGLUE = """
+import torch
+class LightGlue(torch.nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        assert features == "aliked"
+    def forward(self, data):
+        first, second = data["image0"], data["image1"]
+        assert first["image_size"].tolist() == [[21.0, 11.0]] and first["keypoints"].shape == (1, 3, 2)
+        similarity = first["descriptors"][0] @ second["descriptors"][0].T
+        best = similarity.argmax(1)
+        return {"matches": [torch.stack((torch.arange(len(best)), best), 1)[1:]]}
 """
 
 
@@ -85,3 +102,20 @@ def test_without_a_checkout_one_line_names_the_variable(tmp_path, monkeypatch, f
         monkeypatch.setenv("ALIKED", str(tmp_path / folder))
     with pytest.raises(UsageError, match="ALIKED is .*, expected a checkout of it, with nets/aliked.py in it"):
         resolve("training.evaluation.peers:aliked_n32", 100)
+
+
+def test_lightglue_matches_features(tmp_path, monkeypatch):
+    (tmp_path / "lightglue").mkdir()
+    (tmp_path / "lightglue" / "lightglue.py").write_text(LIGHTGLUE)
+    (tmp_path / "lightglue" / "__init__.py").write_text("from .lightglue import LightGlue")
+    monkeypatch.setenv("LIGHTGLUE", str(tmp_path))
+    points = np.float32([[1, 1], [2, 2], [3, 3]])
+    first = Features(points, np.ones(3, np.float32), np.eye(3, 128, dtype=np.float32), (21, 11))
+    second = Features(points[::-1] + 9, first.scores, first.descriptors[::-1].copy(), (21, 11))
+    matcher = resolve_matcher("training.evaluation.peers:lightglue_aliked")
+    points0, points1 = matcher(first, second)
+    np.testing.assert_array_equal(points0, [[2, 2], [3, 3]])
+    np.testing.assert_array_equal(points1, [[11, 11], [12, 12]])
+    assert len(matcher(first, Features.empty((21, 11), 128))[0]) == 0
+    for name in ("lightglue", "lightglue.lightglue"):
+        sys.modules.pop(name, None)

@@ -40,6 +40,13 @@ def scale_and_cut(
     return np.ascontiguousarray(image[top : top + size[1], left : left + size[0]]), moved
 
 
+def colmap_to_pixels(matrix: np.ndarray) -> np.ndarray:
+    """Camera matrices (..., 3, 3) of COLMAP, to which the first pixel's centre is (0.5, 0.5), with that at (0, 0)."""
+    moved = np.array(matrix, np.float64)
+    moved[..., :2, 2] -= 0.5
+    return moved
+
+
 def warp_homography(points: Array, homography: Array) -> Array:
     """Points (..., N, 2) under homographies (..., 3, 3). Points on the horizon come out infinite or NaN."""
     warped = to_homogeneous(points) @ homography.swapaxes(-1, -2)

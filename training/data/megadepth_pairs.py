@@ -4,7 +4,8 @@
     ROOT/phoenix/S6/zl548/MegaDepth_v1/0001/dense0/imgs/*.jpg         the same in the archive's own folders
     ROOT/phoenix/S6/zl548/MegaDepth_v1/0001/dense0/depths/*.h5        data set `depth`, 0 = none
     SCENE_INFO/*.npz    image_paths, depth_paths, intrinsics (N, 3, 3), poses (N, 4, 4) world-to-camera, and either
-                        overlap_matrix (N, N) (D2-Net's files) or pair_infos [((i, j), overlap, ...)] (LoFTR's)
+                        overlap_matrix (N, N) (D2-Net's files) or pair_infos [((i, j), overlap, ...)] (LoFTR's).
+                        Intrinsics are COLMAP's: the first pixel's centre is (0.5, 0.5)
 
 `python -m training.pairs megadepth` stores pairs. Scene information files may be pickles, as they were published; only
 arrays are read of them.
@@ -22,6 +23,7 @@ import cv2
 import numpy as np
 
 from training.data.archives import read_archive
+from training.data.geometry import colmap_to_pixels
 from training.data.posed_pairs import View, common_share, make_pair
 from training.data.stored_pairs import Pair
 
@@ -31,7 +33,8 @@ _MAX_DEPTH_ASPECT = 0.02  # relative difference of the shapes of image and depth
 
 @dataclass(frozen=True)
 class SceneInfo:
-    """One scene: paths relative to the root ("" where missing), (N, 3, 3), world-to-camera (N, 4, 4), candidate pairs.
+    """One scene: paths relative to the root ("" where missing), camera matrices (N, 3, 3) with the first pixel's centre
+    at (0, 0), world-to-camera (N, 4, 4), candidate pairs.
 
     pairs: (P, 2) int64 indices whose overlap is within the bounds it was read with.
     """
@@ -56,7 +59,7 @@ class SceneInfo:
             key: np.array([empty if m is None else np.asarray(m, np.float64).reshape(empty.shape) for m in info[key]])
             for key, empty in blank.items()
         }
-        return cls(images, depths, matrices["intrinsics"], matrices["poses"], pairs)
+        return cls(images, depths, colmap_to_pixels(matrices["intrinsics"]), matrices["poses"], pairs)
 
 
 def _candidates(path: Path, info: dict[str, Any], overlap: tuple[float, float], max_scale_ratio: float) -> np.ndarray:

@@ -4,7 +4,10 @@ Text lists, one pair a line:
 
 - SuperGlue (``scannet_test_pairs_with_gt.txt``, 38 words): ``name0 name1 rot0 rot1 K0(9) K1(9) T_0to1(16)``; rot counts
   the quarter turns counter-clockwise that bring an image upright, K and T are those of the image as stored;
-- glue-factory (``pairs_calibrated.txt``, 32 words): ``name0 name1 K0(9) K1(9) R(9) t(3)``.
+- glue-factory (``pairs_calibrated.txt``, 32 words): ``name0 name1 K0(9) K1(9) R(9) t(3)``;
+- glue-factory and ETH3D (``views.txt`` and ``pairs.txt``, for all or in a folder for each scene): a line of views is
+  ``name R(9) t(3) MODEL width height PARAMETERS``, world to camera, with COLMAP's model and parameters of a camera
+  without distortion; a line of pairs is ``name0 name1``. Images are relative to the two files, or in ``images/`` there.
 
 NumPy archives of LoFTR (Sun et al., CVPR 2021):
 
@@ -13,31 +16,41 @@ NumPy archives of LoFTR (Sun et al., CVPR 2021):
 - ScanNet ``test.npz``: ``name`` (N, 4) of scene, scan, frame, frame; the pose from ``rel_pose`` (N, 12) or from
   SCENE/pose/FRAME.txt (camera-to-world); the camera from ``intrinsics.npz`` (for 640x480) or, beside the images,
   SCENE/intrinsic/intrinsic_color.txt (for the image as stored).
+
+Cameras of glue-factory's lists and of scene_info are COLMAP's, to which the first pixel's centre is (0.5, 0.5); pairs
+carry those of our pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from samfeat_core.files import read_numbers
 from training.data.archives import read_archive
+from training.data.geometry import colmap_to_pixels
 from training.evaluation.pose import PosePair
 
 SUPERGLUE_WORDS, GLUE_FACTORY_WORDS = 38, 32
 IMAGE_ROOTS = (".", "images", "scannet_test_1500", "megadepth_test_1500", "scans_test")
 SCANNET_SIZE = (640, 480)
+# number of focal lengths, which come first; the principal point follows, then distortion
+COLMAP_FOCALS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2}
 
 
 def read_list(folder: Path) -> tuple[list[PosePair], str]:
-    """All pairs of the list in ``folder`` and its name: a text list, else ``test.npz``, else scene-info archives.
+    """All pairs of the list in ``folder`` and its name: views, a text list, ``test.npz``, or scene-info archives.
 
     Raises ValueError naming what is missing or malformed.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected a pair list and its images")
+    views = sorted([*folder.glob("views.txt"), *folder.glob("*/views.txt")])
+    if views:
+        return [pair for file in views for pair in read_views(file)], "views.txt"
     for text in sorted(folder.glob("*.txt")):
         if _is_pair_list(text):
             return read_text(text), text.name
@@ -46,8 +59,8 @@ def read_list(folder: Path) -> tuple[list[PosePair], str]:
     archives = sorted([*folder.glob("*.npz"), *folder.glob("*scene_info*/*.npz")])
     if not archives:
         raise ValueError(
-            f"{folder}: no pair list; expected a text list of {SUPERGLUE_WORDS} (SuperGlue) or {GLUE_FACTORY_WORDS} "
-            "(glue-factory) words a line, ScanNet's test.npz, or LoFTR's *scene_info*/*.npz"
+            f"{folder}: no pair list; expected views.txt and pairs.txt, a text list of {SUPERGLUE_WORDS} (SuperGlue) "
+            f"or {GLUE_FACTORY_WORDS} (glue-factory) words a line, ScanNet's test.npz, or LoFTR's *scene_info*/*.npz"
         )
     pairs = [pair for archive in archives for pair in read_scene_info(archive, folder)]
     return pairs, ", ".join(archive.name for archive in archives)
@@ -60,12 +73,10 @@ def _is_pair_list(path: Path) -> bool:
 
 def read_text(path: Path) -> list[PosePair]:
     """Pairs of a SuperGlue or glue-factory text list. Raises ValueError naming file and line."""
-    lines = path.read_text(errors="replace").splitlines()
-    return [_text_pair(line.split(), path, n + 1) for n, line in enumerate(lines) if line.strip()]
+    return [_text_pair(words, path, where) for words, where in _lines(path)]
 
 
-def _text_pair(words: Sequence[str], path: Path, line: int) -> PosePair:
-    where = f"{path}: line {line}"
+def _text_pair(words: Sequence[str], path: Path, where: str) -> PosePair:
     if len(words) not in (SUPERGLUE_WORDS, GLUE_FACTORY_WORDS):
         raise ValueError(f"{where}: {len(words)} words; expected {SUPERGLUE_WORDS} or {GLUE_FACTORY_WORDS}")
     try:
@@ -78,15 +89,73 @@ def _text_pair(words: Sequence[str], path: Path, line: int) -> PosePair:
     else:
         turns = np.zeros(2)
         transform = _transform(numbers[18:27].reshape(3, 3), numbers[27:])
-    _check(numbers[:9].reshape(3, 3), numbers[9:18].reshape(3, 3), transform, where)
+    matrices = numbers[:18].reshape(2, 3, 3)
+    if len(words) == GLUE_FACTORY_WORDS:
+        matrices = colmap_to_pixels(matrices)
+    _check(matrices[0], matrices[1], transform, where)
     return PosePair(
         first=_image(path.parent, words[0], where),
         second=_image(path.parent, words[1], where),
-        matrix0=numbers[:9].reshape(3, 3),
-        matrix1=numbers[9:18].reshape(3, 3),
+        matrix0=matrices[0],
+        matrix1=matrices[1],
         transform=transform,
         turns=(int(turns[0]) % 4, int(turns[1]) % 4),
     )
+
+
+@dataclass(frozen=True)
+class _View:
+    """matrix (3, 3) of our pixels, for an image of (width, height) size; pose (4, 4) world to camera."""
+
+    image: Path
+    matrix: np.ndarray
+    size: tuple[int, int]
+    pose: np.ndarray
+
+
+def read_views(path: Path) -> list[PosePair]:
+    """Pairs of ``pairs.txt`` beside a ``views.txt``. Raises ValueError naming file and line."""
+    views = {words[0]: _view(words, path.parent, where) for words, where in _lines(path)}
+    pairs = []
+    for words, where in _lines(path.with_name("pairs.txt")):
+        unknown = [name for name in words if name not in views]
+        if len(words) != 2 or unknown:
+            raise ValueError(f"{where}: expected the names of two images of {path.name}, got {' '.join(words)}")
+        first, second = (views[name] for name in words)
+        transform = second.pose @ np.linalg.inv(first.pose)
+        sizes = (first.size, second.size)
+        pairs.append(PosePair(first.image, second.image, first.matrix, second.matrix, transform, sizes))
+    return pairs
+
+
+def _lines(path: Path) -> list[tuple[list[str], str]]:
+    """The words of every line that has some, and how to name it."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    lines = enumerate(path.read_text(errors="replace").splitlines(), 1)
+    return [(line.split(), f"{path}: line {number}") for number, line in lines if line.strip()]
+
+
+def _view(words: Sequence[str], root: Path, where: str) -> _View:
+    try:
+        numbers = np.array([*words[1:13], *words[14:]], dtype=float)
+        matrix = _colmap_matrix(words[13], numbers[14:])
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{where}: expected name R(9) t(3) MODEL width height parameters ({error})") from error
+    pose = _transform(numbers[:9].reshape(3, 3), numbers[9:12])
+    _check(matrix, matrix, pose, where)
+    return _View(_image(root, words[0], where), matrix, (int(numbers[12]), int(numbers[13])), pose)
+
+
+def _colmap_matrix(model: str, parameters: np.ndarray) -> np.ndarray:
+    """(3, 3), for our pixels. Raises ValueError for a camera with distortion."""
+    if model not in COLMAP_FOCALS:
+        raise ValueError(f"camera model {model}, expected one of {', '.join(COLMAP_FOCALS)}")
+    focals = COLMAP_FOCALS[model]
+    fx, fy, (cx, cy) = parameters[0], parameters[focals - 1], parameters[focals : focals + 2]
+    if parameters[focals + 2 :].any():
+        raise ValueError(f"camera model {model} with distortion {parameters[focals + 2 :].tolist()}, expected none")
+    return colmap_to_pixels(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]))
 
 
 def read_scene_info(path: Path, root: Path) -> list[PosePair]:
@@ -98,7 +167,7 @@ def read_scene_info(path: Path, root: Path) -> list[PosePair]:
         try:
             i, j = (int(index) for index in entry[0])
             poses = [np.asarray(info["poses"][k], float).reshape(4, 4) for k in (i, j)]
-            matrices = [np.asarray(info["intrinsics"][k], float).reshape(3, 3) for k in (i, j)]
+            matrices = [colmap_to_pixels(np.reshape(info["intrinsics"][k], (3, 3))) for k in (i, j)]
             names = [str(info["image_paths"][k]) for k in (i, j)]
         except (TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{where}: malformed ({error})") from error
@@ -138,7 +207,7 @@ def _scannet_pair(path: Path, row: np.ndarray, relative: np.ndarray | None, came
     else:
         matrix, size = read_numbers(home / "intrinsic" / "intrinsic_color.txt", 4)[:3, :3], None
     _check(matrix, matrix, transform, f"{path}: {scene} {frames[0]} {frames[1]}")
-    return PosePair(images[0], images[1], matrix, matrix, transform, calibrated_size=size)
+    return PosePair(images[0], images[1], matrix, matrix, transform, (size, size))
 
 
 def _transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:

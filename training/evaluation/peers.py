@@ -6,9 +6,14 @@ The user brings code and weights: an environment variable names a checkout of
 
     EDGEPOINT2  https://github.com/HITCSC/EdgePoint2 (MIT)
     ALIKED      https://github.com/Shiaoming/ALIKED (BSD 3-Clause; its CUDA extension need not be built)
+    LIGHTGLUE   https://github.com/cvg/LightGlue (Apache-2.0; its code needs kornia and fetches the weights)
 
-Each function answers an extractor for `training.evaluation.extractors.resolve`: of BGR or grey uint8 images, on the
-CPU. Scores are in [0, 1].
+Each function but the last answers an extractor for `training.evaluation.extractors.resolve`: of BGR or grey uint8
+images, on the CPU. Scores are in [0, 1]. `lightglue_aliked` answers a matcher for
+`training.evaluation.matchers.resolve_matcher`:
+
+    python -m training.evaluate --no-peers --extractor training.evaluation.peers:aliked_n16 \
+        --matcher training.evaluation.peers:lightglue_aliked
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from torch import Tensor
 from samfeat_core.classic import Extractor
 from samfeat_core.errors import UsageError
 from samfeat_core.features import Features
+from training.evaluation.matchers import Match
 
 
 def edgepoint2_e64(max_keypoints: int) -> Extractor:
@@ -45,6 +51,11 @@ def aliked_n32(max_keypoints: int) -> Extractor:
     return _Aliked("aliked-n32", max_keypoints)
 
 
+def aliked_n16(max_keypoints: int) -> Extractor:
+    """ALIKED-N16, whose features LightGlue was trained on."""
+    return _Aliked("aliked-n16", max_keypoints)
+
+
 def aliked_n16rot(max_keypoints: int) -> Extractor:
     """ALIKED-N16, trained with rotations."""
     return _Aliked("aliked-n16rot", max_keypoints)
@@ -60,6 +71,28 @@ def edgepoint2_e64_described_by_aliked_n32(max_keypoints: int) -> Extractor:
         return Features(found.keypoints, found.scores, descriptors, found.image_size)
 
     return extract
+
+
+def lightglue_aliked() -> Match:
+    """LightGlue (arXiv 2306.13643) for ALIKED's features."""
+    with working_in(checkout("LIGHTGLUE", "lightglue/lightglue.py")):
+        from lightglue import LightGlue
+
+        network = LightGlue("aliked").eval()
+
+    def view(features: Features) -> dict[str, Tensor]:
+        rows = {"keypoints": features.keypoints, "descriptors": features.descriptors}
+        size = torch.tensor([features.image_size], dtype=torch.float32)
+        return {"image_size": size, **{name: torch.from_numpy(row)[None] for name, row in rows.items()}}
+
+    @torch.inference_mode()
+    def match(first: Features, second: Features) -> tuple[np.ndarray, np.ndarray]:
+        if not len(first) or not len(second):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        rows = network({"image0": view(first), "image1": view(second)})["matches"][0].numpy()
+        return rows[:, 0], rows[:, 1]
+
+    return match
 
 
 class _EdgePoint2:

@@ -13,6 +13,7 @@ from samfeat_core.features import Features
 from samfeat_core.poses import pose_auc, pose_error
 from samfeat_core.sequence import ImageSequence
 from training.evaluation.extractors import TimedExtractor
+from training.evaluation.images import EvalImage
 from training.evaluation.matchers import MUTUAL, Matcher
 from training.evaluation.sweep import THRESHOLDS, best_threshold
 
@@ -24,7 +25,7 @@ ESTIMATOR = "poselib LO-RANSAC, essential matrix"
 class PosePair:
     """Two image files, their (3, 3) camera matrices, the (4, 4) transform from camera 0 to camera 1.
 
-    calibrated_size: (width, height) that a camera matrix refers to, where it is not the image file's own.
+    calibrated_sizes: (width, height) that each camera matrix refers to; None: that of the image file.
     turns: quarter turns counter-clockwise that bring each image upright; the extractor sees it upright, matrices and
     transform are those of the image as stored.
     """
@@ -34,7 +35,7 @@ class PosePair:
     matrix0: np.ndarray
     matrix1: np.ndarray
     transform: np.ndarray
-    calibrated_size: tuple[int, int] | None = None
+    calibrated_sizes: tuple[tuple[int, int] | None, tuple[int, int] | None] = (None, None)
     turns: tuple[int, int] = (0, 0)
 
 
@@ -73,8 +74,8 @@ def score_pair(
     features1 = turn_back(extractor(pair.second, pair.turns[1]), pair.turns[1])
     points0, points1 = matcher(features0, features1)
     cameras = (
-        _camera(pair.matrix0, pair.first, pair, extractor),
-        _camera(pair.matrix1, pair.second, pair, extractor),
+        _camera(pair.matrix0, pair.calibrated_sizes[0], extractor.images(pair.first)),
+        _camera(pair.matrix1, pair.calibrated_sizes[1], extractor.images(pair.second)),
     )
     at = {
         threshold: score_points(points0, points1, cameras, pair.transform, threshold)
@@ -107,10 +108,9 @@ def turn_back(features: Features, turns: int) -> Features:
     return replace(features, keypoints=points, image_size=(width, height)) if turns else features
 
 
-def _camera(matrix: np.ndarray, path: Path, pair: PosePair, extractor: TimedExtractor) -> dict:
+def _camera(matrix: np.ndarray, calibrated_size: tuple[int, int] | None, image: EvalImage) -> dict:
     """poselib's camera for the image as the extractor saw it."""
-    image = extractor.images(path)
-    return pinhole_camera(image.from_size(pair.calibrated_size) @ matrix, image.size)
+    return pinhole_camera(image.from_size(calibrated_size) @ matrix, image.size)
 
 
 def pinhole_camera(matrix: np.ndarray, size: tuple[int, int]) -> dict:

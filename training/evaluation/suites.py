@@ -8,6 +8,7 @@ DATA/hpatches/{i_*, v_*}/{1.ppm .. 6.ppm, H_1_2 ..}     suite hpatches, or DATA/
                                                         size, and with a short side of 480 px
 DATA/megadepth1500/                                     a pair list and its images (`pairlists`), 1600 px long;
                                                         or DATA/megadepth_test_1500
+DATA/pairs/NAME/                                        suite pairs: the same at native size (ETH3D, your own)
 DATA/scannet1500/                                       the same at 640x480; or DATA/scannet_test_1500
 """
 
@@ -29,6 +30,7 @@ from training.evaluation.tracks.suite import TrackTask, track_tasks
 # frame gaps and stride of the first frame, by the name of the sequence's folder; others: SEQUENCE_DEFAULT
 SEQUENCES: dict[str, tuple[tuple[int, ...], int]] = {"kitchen": ((6, 12), 8), "kitti_drive": ((1, 3), 6)}
 SEQUENCE_DEFAULT = ((5, 10), 5)
+POSED = "posed sequences (folders with image/, poses.txt, calib.txt)"
 WIDE_DEFAULT = ((1, 2, 3, 4, 5), 1)
 HPATCHES_SHORT_SIDE = 480  # glue-factory's
 HPATCHES_PARTS = {
@@ -139,20 +141,20 @@ def pose_suite(data: Path, options: Options) -> list[Task]:
     """Every posed sequence in DATA/sequences, native size."""
     return [
         _sequence_task("pose", folder, SEQUENCES.get(folder.name, SEQUENCE_DEFAULT), options)
-        for folder in _sequence_folders(data, "pose")
+        for folder in _subfolders(data, "pose", POSED)
     ]
 
 
 def wide_suite(data: Path, options: Options) -> list[Task]:
     """Every posed sequence in DATA/wide, native size: all pairs up to five photographs apart."""
-    return [_sequence_task("wide", folder, WIDE_DEFAULT, options) for folder in _sequence_folders(data, "wide")]
+    return [_sequence_task("wide", folder, WIDE_DEFAULT, options) for folder in _subfolders(data, "wide", POSED)]
 
 
-def _sequence_folders(data: Path, suite: str) -> list[Path]:
+def _subfolders(data: Path, suite: str, expected: str) -> list[Path]:
     root = find_folder(data, suite)
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if not folders:
-        raise ValueError(f"{root}: no posed sequences (folders with image/, poses.txt, calib.txt)")
+        raise ValueError(f"{root}: no {expected}")
     return folders
 
 
@@ -184,6 +186,15 @@ def megadepth_suite(data: Path, options: Options) -> list[Task]:
     return [_pose_task("megadepth1500", folder.name, pairs, images, options, list=name)]
 
 
+def pairs_suite(data: Path, options: Options) -> list[Task]:
+    """Every pair list in DATA/pairs, native size."""
+    tasks = []
+    for folder in _subfolders(data, "pairs", "folders with a pair list"):
+        pairs, name = pairlists.read_list(folder)
+        tasks.append(_pose_task("pairs", folder.name, pairs, ImageStore(options.long_side), options, list=name))
+    return tasks
+
+
 def scannet_suite(data: Path, options: Options) -> list[Task]:
     """DATA/scannet1500, images brought to 640x480."""
     folder = find_folder(data, "scannet1500")
@@ -206,6 +217,7 @@ FOLDERS = {
     "hpatches": ("hpatches", "hpatches-sequences-release"),
     "megadepth1500": ("megadepth1500", "megadepth_test_1500"),
     "scannet1500": ("scannet1500", "scannet_test_1500"),
+    "pairs": ("pairs",),
 }
 
 
@@ -224,4 +236,5 @@ SUITES: dict[str, Callable[[Path, Options], Sequence[Task | TrackTask]]] = {
     "hpatches": hpatches_suite,
     "megadepth1500": megadepth_suite,
     "scannet1500": scannet_suite,
+    "pairs": pairs_suite,
 }
