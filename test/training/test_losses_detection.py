@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from training.samfeat.losses import detection_loss, keypoint_map
+from training.data.pairs import keypoint_map
+from training.samfeat.losses import detection_loss
 
 
 @pytest.fixture

@@ -65,6 +65,13 @@ def test_embedding_of_another_size_is_resized(student, teacher):
     assert float(relation_distillation(student, embedding=constant)) == pytest.approx(float(expected))
 
 
+def test_positions_off_the_photograph_do_not_count(student, teacher):
+    """There the embedding is 0: the loss is that of the other positions alone."""
+    teacher[:, :, :, 3] = 0
+    expected = relation_distillation(student[..., :3], embedding=teacher[..., :3])
+    assert float(relation_distillation(student, embedding=teacher)) == pytest.approx(float(expected))
+
+
 def test_subset_of_positions(student, teacher):
     full = relation_distillation(student, embedding=teacher)
     draws = torch.Generator().manual_seed(3)

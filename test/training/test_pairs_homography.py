@@ -4,9 +4,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from training.data.feature_store import FeatureStore, ReferenceFeatures
 from training.data.feature_store import pack as features_entry
+from training.data.geometry import sampling_grid
 from training.data.homography_pairs import HomographyConfig, HomographyPairs, project
 from training.data.label_store import KeypointLabels, LabelStore
 from training.data.label_store import pack as labels_entry
@@ -90,11 +92,51 @@ def test_groups_edges_and_keypoints_move_with_the_picture():
     y, x = torch.meshgrid(torch.arange(10.0, 230, 20), torch.arange(10.0, 310, 20), indexing="ij")
     photo.keypoints = torch.stack((x.flatten(), y.flatten()), -1)
     batch = pairs_of(photo).sample(6)
-    bright = batch.image0[:, 0] > 125 / 255
-    assert (bright == (batch.groups0 == 2)).float().mean() > 0.99
-    assert (batch.edges0[:, 0].bool() == (batch.groups0 == 2)).all()
-    # the brightness of every labelled pixel tells on which half of the photograph its keypoint is
-    assert (batch.keypoints0 == 1).sum() > 20
+    for side in "01":
+        image, groups, edges, labels = (getattr(batch, f"{k}{side}") for k in ("image", "groups", "edges", "keypoints"))
+        on = edges[:, 0].isfinite()
+        assert ((image[:, 0] > 125 / 255) == (groups == 2))[on].float().mean() > 0.99
+        assert ((edges[:, 0] == 1) == (groups == 2))[on].all() and (groups[~on] == 0).all()
+        assert (labels[:, 0].isfinite() == on).all() and (labels == 1).sum() > 20
+    assert batch.edges0.isfinite().all() and 0.5 < batch.edges1.isfinite().float().mean() < 1
+
+
+def test_labels_of_both_views_are_the_same_points_of_the_photograph():
+    """Without scale between the views a labelled pixel of one is, through the warp, near one of the other."""
+    torch.manual_seed(6)
+    photo = smooth_photo()
+    y, x = torch.meshgrid(torch.arange(6.0, 236, 16), torch.arange(6.0, 316, 16), indexing="ij")
+    photo.keypoints = torch.stack((x.flatten(), y.flatten()), -1)
+    batch = pairs_of(photo, scale=1.0).sample(4)
+    checked = 0
+    for n in range(4):
+        there = batch.warp01[n][batch.keypoints0[n, 0] == 1]
+        there = there[there.isfinite().all(-1)]
+        labelled = (batch.keypoints1[n, 0] == 1).nonzero().flip(1).float()
+        inside = ((there > 2) & (there < torch.tensor([93.0, 61.0]))).all(-1)
+        assert (torch.cdist(there[inside], labelled).amin(1) < 1.5).all()
+        checked += int(inside.sum())
+    assert checked > 20
+
+
+def test_the_embedding_of_the_second_view_is_that_of_its_cells():
+    torch.manual_seed(7)
+    photo = smooth_photo()
+    photo.groups, photo.edges = torch.ones(1, 240, 320, dtype=torch.int16), torch.zeros(1, 240, 320, dtype=torch.bool)
+    columns = torch.arange(1.0, 65).expand(64, 64)  # a cell says its column: one is 320 / 64 = 5 pixels wide
+    photo.embedding = columns.expand(256, 64, 64).half()
+    pairs = pairs_of(photo, rotation_deg=30.0)
+    batch = pairs.sample(6)
+    assert batch.embedding0.shape == batch.embedding1.shape == (6, 256, 8, 12)
+    off = batch.embedding1[:, 0] == 0
+    outside = F.max_pool2d(batch.edges1.isnan().float(), 8)[:, 0] == 1
+    assert (off == outside).all() and off.any() and not off.all()
+    # at the centre of a cell of view 1 is, in view 0, a place whose own cells say the same columns
+    centre = batch.warp10[:, 3::8, 3::8]
+    known = centre.isfinite().all(-1) & ~off
+    there = F.grid_sample(batch.embedding0[:, :1], sampling_grid(centre.nan_to_num(0), (96, 64)), align_corners=False)
+    apart = (there[:, 0] - batch.embedding1[:, 0]).abs()[known]
+    assert known.sum() > 50 and apart.median() < 0.2
 
 
 def test_photographs_without_teacher_join_a_batch_with_some():
@@ -103,10 +145,10 @@ def test_photographs_without_teacher_join_a_batch_with_some():
     taught.groups = torch.ones(2, 240, 320, dtype=torch.int16)
     taught.edges = torch.zeros(2, 240, 320, dtype=torch.bool)
     batch = HomographyPairs(PhotoSource([taught, smooth_photo(seed=1)]), (96, 64), "cpu", HomographyConfig()).sample(8)
-    assert batch.has_teacher.sum() == 4
-    assert (batch.groups0[~batch.has_teacher] == 0).all() and (batch.groups0[batch.has_teacher] > 0).any()
+    assert batch.has_teacher0.sum() == batch.has_teacher1.sum() == 4
+    assert (batch.groups0[~batch.has_teacher0] == 0).all() and (batch.groups1[batch.has_teacher1] > 0).any()
     both = concatenate([batch, pairs_of(smooth_photo()).sample(2)])
-    assert len(both) == 10 and both.groups0.shape == (10, 64, 96) and both.has_teacher.tolist()[-2:] == [False, False]
+    assert len(both) == 10 and both.groups0.shape == (10, 64, 96) and both.has_teacher1.tolist()[-2:] == [False, False]
 
 
 def test_unlabelled_is_unknown_not_empty():

@@ -181,7 +181,7 @@ def test_a_batch_has_the_contract_s_shapes(pairs, channels):
     assert batch.image0.min() >= 0 and batch.image0.max() <= 1
     assert batch.warp01.shape == (2, 120, 160, 2)
     np.testing.assert_array_equal(batch.valid01[0, 0].numpy(), np.isfinite(pairs[0]["warp01"][..., 0]))
-    assert not batch.has_teacher.any()
+    assert not batch.has_teacher0.any() and not batch.has_teacher1.any()
 
 
 def test_the_sampler_visits_every_pair_and_repeats_by_seed(pairs):

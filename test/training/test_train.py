@@ -438,7 +438,8 @@ def synthetic_batch(count=2, size=64):
     points = torch.rand(count, 40, 2) * (size - 1)
     points[0] = float("nan")  # there are no reference features of the first one
     references = (points, points.clone(), torch.randn(count, 40), F.normalize(torch.randn(count, 40, 12), dim=-1))
-    return PairBatch(image, image.clone(), warp, warp.clone(), has, groups, edges, None, labels, *references)
+    twice = (part for maps in (groups, edges, None, labels) for part in (maps, maps))
+    return PairBatch(image, image.clone(), warp, warp.clone(), has, has, *twice, *references)
 
 
 @pytest.mark.parametrize(
@@ -458,10 +459,34 @@ def test_every_loss_has_a_switch_and_a_finite_gradient(name):
     assert all(g.isfinite().all() for g in gradients) and any(g.abs().max() > 0 for g in gradients)
 
 
+@pytest.mark.parametrize("name", ["dis", "wsc", "edge", "det"])
+def test_teacher_losses_act_on_both_views(name):
+    """The loss of a pair of which only the second view has teacher output is that view's own."""
+    off = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
+    settings = FeatureTaskConfig(points=32, photometric=0, relation_positions=64)
+    task = FeatureTask(build_network("samfeat-nano").eval(), settings, LossWeights(**{**off, name: 1.0}))
+    task.network.training = True  # its edge and distillation heads answer; its norms do not depend on the batch
+
+    def loss(first, second):
+        batch = synthetic_batch(1)
+        batch.image1 = torch.rand(batch.image0.shape, generator=torch.Generator().manual_seed(5))
+        batch.has_teacher0, batch.has_teacher1 = torch.tensor([first]), torch.tensor([second])
+        if name == "det":
+            batch.keypoints0 = batch.keypoints0 if first else torch.full_like(batch.keypoints0, float("nan"))
+            batch.keypoints1 = batch.keypoints1 if second else torch.full_like(batch.keypoints1, float("nan"))
+        torch.manual_seed(0)  # the points
+        return float(task(batch, 10_000)[name].detach())
+
+    alone, other, together = loss(True, False), loss(False, True), loss(True, True)
+    assert alone > 0 and other > 0 and abs(alone - other) > 1e-6
+    assert together == pytest.approx((alone + other) / 2, rel=1e-4)
+
+
 def test_a_batch_without_teacher_trains_the_geometric_losses_only():
     batch = synthetic_batch()
     batch.groups0 = batch.edges0 = batch.keypoints0 = batch.reference0 = None
-    batch.has_teacher[:] = False
+    batch.groups1 = batch.edges1 = batch.keypoints1 = None
+    batch.has_teacher0[:] = False
     everything = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 1.0))
     losses = FeatureTask(build_network("samfeat-nano"), FeatureTaskConfig(points=32), everything)(batch, 10_000)
     assert set(losses) == {"match", "reward", "des", "corner", "repeat", "matchability", "reproject"}

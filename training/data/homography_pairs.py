@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.geometry import sampling_grid
-from training.data.pairs import PairBatch, pixel_grid
+from training.data.pairs import PairBatch, keypoint_map, pixel_grid
 from training.data.photos import Photo, PhotoSource
 
 REFERENCES = 1024  # the best keypoints of the reference extractor, per photograph
@@ -76,9 +76,11 @@ class HomographyPairs:
         inside = self._inside(coordinates, sizes.to(self.device))
         warp01 = self._valid_only(warp01, inside[0], inside[1])
         warp10 = self._valid_only(warp10, inside[1], inside[0])
-        batch = PairBatch(images[0], images[1], warp01, warp10, torch.tensor([p.has_teacher for p in photos]))
-        batch.has_teacher = batch.has_teacher.to(self.device)
-        self._add_teacher(batch, photos, coordinates[0], inside[0])
+        taught = torch.tensor([photo.has_teacher for photo in photos]).to(self.device)
+        batch = PairBatch(images[0], images[1], warp01, warp10, taught, taught)
+        self._add_teacher(batch, photos, coordinates, inside)
+        if self.photos.labelled:
+            self._add_labels(batch, photos, views, inside)
         if self.photos.referenced:
             self._add_references(batch, photos, views, [max(both) for both in zip(*widths)])
         return batch
@@ -152,16 +154,28 @@ class HomographyPairs:
         return warp.masked_fill(~visible[..., None], float("nan"))
 
     def _add_teacher(self, batch: PairBatch, photos: list[Photo], at: Tensor, inside: Tensor) -> None:
-        """Teacher maps and pseudo-labels of the first view, in its frame."""
+        """Teacher maps of both views (2, B, ...), in their frames."""
         # Present whenever any photograph of the source has them, so that all ranks evaluate the same losses.
         if self.photos.taught:
-            planes = [self._label_maps(photo, coordinates) for photo, coordinates in zip(photos, at)]
-            batch.groups0 = torch.stack([groups for groups, _ in planes]) * inside
-            batch.edges0 = (torch.stack([edges for _, edges in planes]) * inside)[:, None]
+            planes = [self._label_maps(photo, at[:, n]) for n, photo in enumerate(photos)]
+            groups, edges = (torch.stack(plane, 1) for plane in zip(*planes))
+            batch.groups0, batch.groups1 = groups * inside
+            batch.edges0, batch.edges1 = edges.masked_fill(~inside, float("nan"))[:, :, None]
         if self.photos.embedded:
-            batch.embedding0 = torch.cat([self._embedding(p, a) for p, a in zip(photos, at)])
-        if self.photos.labelled:
-            batch.keypoints0 = torch.stack([self._keypoint_map(p, a, i) for p, a, i in zip(photos, at, inside)])
+            embeddings = [self._embedding(photo, at[:, n], inside[:, n]) for n, photo in enumerate(photos)]
+            batch.embedding0, batch.embedding1 = torch.stack(embeddings, 1)
+
+    def _add_labels(self, batch: PairBatch, photos: list[Photo], views: Tensor, inside: Tensor) -> None:
+        """Pseudo-labels of both views: ones at the labelled keypoints, NaN where there is no labelled photograph."""
+        into_views = torch.linalg.inv(views)
+        planes = torch.full((2, len(photos), 1, self.height, self.width), float("nan"), device=self.device)
+        for index, photo in enumerate(photos):
+            if photo.keypoints is None:
+                continue
+            for plane, into_view, seen in zip(planes[:, index], into_views[:, index], inside[:, index]):
+                points = project(into_view[None], photo.keypoints.to(self.device)[None])[0]
+                plane.copy_(keypoint_map(points, (self.height, self.width))[0].masked_fill(~seen, float("nan")))
+        batch.keypoints0, batch.keypoints1 = planes
 
     def _add_references(self, batch: PairBatch, photos: list[Photo], views: Tensor, widths: list[float]) -> None:
         """The reference features in both views: of one octave, that of the coarser view's pixel width."""
@@ -187,40 +201,27 @@ class HomographyPairs:
         return points.masked_fill(~within(points, self.grid[-1, -1])[..., None], float("nan"))
 
     def _label_maps(self, photo: Photo, at: Tensor) -> tuple[Tensor, Tensor]:
-        """(H, W) int64 groups and (H, W) float32 edges at the view's pixels, of one annotator drawn anew."""
+        """(2, H, W) int64 groups and (2, H, W) float32 edges at the views' pixels, of one annotator drawn anew."""
         if photo.groups is None or photo.edges is None:
-            empty = torch.zeros(self.height, self.width, device=self.device)
+            empty = torch.zeros(at.shape[:-1], device=self.device)
             return empty.long(), empty
         annotator = int(torch.randint(len(photo.groups), ()))
         sides = photo.groups.shape[2], photo.groups.shape[1]  # of the photograph as the teacher saw it
         x, y = (
-            ((at[..., axis] + 0.5) * sides[axis] / photo.size[axis]).floor().long().clamp(0, sides[axis] - 1)
+            ((at[..., axis] + 0.5) * sides[axis] / photo.size[axis]).floor().clamp(0, sides[axis] - 1).long()
             for axis in (0, 1)
         )
         return photo.groups[annotator, y, x].long(), photo.edges[annotator, y, x].float()
 
-    def _embedding(self, photo: Photo, at: Tensor) -> Tensor:
-        """(1, 256, H/8, W/8): the teacher's embedding; SAM pads the photograph to a square, top left."""
+    def _embedding(self, photo: Photo, at: Tensor, inside: Tensor) -> Tensor:
+        """(2, 256, H/8, W/8): the teacher's embedding; SAM pads the photograph to a square, top left."""
         if photo.embedding is None:
-            return torch.zeros(1, 256, self.height // 8, self.width // 8, device=self.device)
+            return torch.zeros(2, 256, self.height // 8, self.width // 8, device=self.device)
         embedding = photo.embedding.to(self.device).float()[None]
-        cells = F.avg_pool2d(at.permute(2, 0, 1)[None], 8).permute(0, 2, 3, 1)  # centres of the 8x8 cells
+        cells = F.avg_pool2d(at.permute(0, 3, 1, 2), 8).permute(0, 2, 3, 1)  # centres of the 8x8 cells
         scale = embedding.shape[-1] / max(photo.size)
-        return sample_at(embedding, (cells + 0.5) * scale - 0.5, "bilinear")
-
-    def _keypoint_map(self, photo: Photo, at: Tensor, inside: Tensor) -> Tensor:
-        """(1, H, W) ones at the labelled keypoints; NaN throughout for a photograph without labels."""
-        plane = torch.full((self.height, self.width), float("nan"), device=self.device)
-        if photo.keypoints is not None:
-            plane.zero_()
-            # The view is a similarity of the photograph, so three of its pixels give the inverse map.
-            origin, dx, dy = at[0, 0], at[0, 1] - at[0, 0], at[1, 0] - at[0, 0]
-            offset = photo.keypoints.to(self.device) - origin
-            xy = (offset @ torch.linalg.inv(torch.stack((dx, dy)))).round().long()
-            x, y = xy[(xy >= 0).all(1) & (xy[:, 0] < self.width) & (xy[:, 1] < self.height)].unbind(1)
-            plane[y, x] = 1
-            plane[~inside] = float("nan")
-        return plane[None]
+        sampled = sample_at(embedding.expand(2, -1, -1, -1), (cells + 0.5) * scale - 0.5, "bilinear")
+        return sampled * (F.avg_pool2d(inside[:, None].float(), 8) == 1)
 
 
 def pixel_widths(at: Tensor) -> Tensor:

@@ -141,8 +141,8 @@ def to_batch(pairs: Sequence[Pair], channels: int = 1, device: torch.device | st
     def warps(key: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([pair[key] for pair in pairs])).to(device, non_blocking=True).float()
 
-    has_teacher = torch.zeros(len(pairs), dtype=torch.bool, device=device)
-    return PairBatch(images("image0"), images("image1"), warps("warp01"), warps("warp10"), has_teacher)
+    untaught = torch.zeros(len(pairs), dtype=torch.bool, device=device)
+    return PairBatch(images("image0"), images("image1"), warps("warp01"), warps("warp10"), untaught, untaught)
 
 
 class PairSampler:

@@ -96,17 +96,18 @@ class FeatureTask(nn.Module):
         with torch.autocast(batch.image0.device.type, enabled=False):  # views are made in full precision
             images = self.photometric(torch.cat((batch.image0, batch.image1)))
         images = images.contiguous(memory_format=torch.channels_last)
-        first, second = split(plain_layout(self.network(images)), len(batch))
+        dense = plain_layout(self.network(images))
+        first, second = split(dense, len(batch))
         # Losses stay in single precision, and their means count the images of all ranks.
         with torch.autocast(images.device.type, enabled=False), joint_means():
             losses = self.descriptor_losses(first, second, batch)
             losses |= self.detector_losses(first, second, batch, step)
-            losses |= self.teacher_losses(first, batch)
+            losses |= self.teacher_losses(dense, batch)
             losses |= self.reference_losses(first, second, batch)
         return {name: getattr(self.loss_weights, name) * value for name, value in losses.items()}
 
     def descriptor_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
-        """`match` and SAMFeat's `des` on the same correspondences, `wsc` on their points in the first view."""
+        """`match` and SAMFeat's `des` on the same correspondences, `wsc` on their points in either view."""
         on = self.loss_weights
         if not (on.match or on.des or on.wsc):
             return {}
@@ -129,10 +130,13 @@ class FeatureTask(nn.Module):
             losses["des"] = descriptor_triplet(
                 descriptors0, descriptors1, points1, valid, attention0=attention0, attention1=attention1
             )
-        if on.wsc and batch.groups0 is not None:
-            groups = matching.gather_pixels(batch.groups0[..., None], points0)[..., 0]
-            scaled = descriptors0 if attention0 is None else descriptors0 * attention0[..., None]
-            losses["wsc"] = semantic_contrast(scaled, groups, has_teacher=batch.has_teacher)
+        if on.wsc and batch.groups0 is not None and batch.groups1 is not None:
+            seen = torch.cat((torch.ones_like(valid), valid))
+            groups = torch.cat((gather_groups(batch.groups0, points0), gather_groups(batch.groups1, points1)))
+            scaled = torch.cat((descriptors0, descriptors1))
+            if attention0 is not None and attention1 is not None:
+                scaled = scaled * torch.cat((attention0, attention1))[..., None]
+            losses["wsc"] = semantic_contrast(scaled, groups, valid=seen, has_teacher=batch.both("has_teacher"))
         return losses
 
     def distractors(self, second: DenseFeatures, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -145,23 +149,29 @@ class FeatureTask(nn.Module):
         peaks, _ = detect(second.score.detach().float(), interior, self.config.points // 2, self.config.nms_radius)
         return second.describe_without_strength(peaks, size), peaks
 
-    def teacher_losses(self, first: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
-        """`dis` and `edge` on first views with teacher output, `det` on first views with keypoint labels."""
+    def teacher_losses(self, dense: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
+        """`dis` and `edge` on all views with teacher output, `det` on all views with keypoint labels.
+
+        Args:
+            dense: of the first views, then of the second ones.
+        """
         losses = {}
-        if self.loss_weights.dis and first.distill is not None and batch.groups0 is not None:
+        groups, edges, labels = batch.both("groups"), batch.both("edges"), batch.both("keypoints")
+        embedding, has_teacher = batch.both("embedding"), torch.cat((batch.has_teacher0, batch.has_teacher1))
+        if self.loss_weights.dis and dense.distill is not None and groups is not None:
             options: dict[str, Any] = {
-                "attention": first.weight,
-                "has_teacher": batch.has_teacher,
+                "attention": dense.weight,
+                "has_teacher": has_teacher,
                 "positions": self.config.relation_positions,
             }
-            if batch.embedding0 is None:
-                losses["dis"] = relation_distillation(first.distill, groups=batch.groups0, **options)
+            if embedding is None:
+                losses["dis"] = relation_distillation(dense.distill, groups=groups, **options)
             else:  # a store may hold photographs with an embedding and without
-                losses["dis"] = mixed_relation_distillation(first.distill, batch.embedding0, batch.groups0, **options)
-        if self.loss_weights.edge and first.edge is not None and batch.edges0 is not None:
-            losses["edge"] = edge_loss(first.edge, batch.edges0, has_teacher=batch.has_teacher)
-        if self.loss_weights.det and batch.keypoints0 is not None:
-            losses["det"] = detection_loss(first.score, batch.keypoints0)
+                losses["dis"] = mixed_relation_distillation(dense.distill, embedding, groups, **options)
+        if self.loss_weights.edge and dense.edge is not None and edges is not None:
+            losses["edge"] = edge_loss(dense.edge, edges, has_teacher=has_teacher)
+        if self.loss_weights.det and labels is not None:
+            losses["det"] = detection_loss(dense.score, labels)
         return losses
 
     def reference_losses(self, first: DenseFeatures, second: DenseFeatures, batch: PairBatch) -> dict[str, Tensor]:
@@ -279,6 +289,11 @@ def describe_points(dense: DenseFeatures, points: Tensor, size: tuple[int, int])
     """Descriptors without the strength coordinate at pixels (B, N, 2), and the attention (B, N) there, or None."""
     attention = None if dense.weight is None else sample(dense.weight.float(), points, size)[..., 0]
     return dense.describe_without_strength(points, size), attention
+
+
+def gather_groups(groups: Tensor, points: Tensor) -> Tensor:
+    """(B, N) groups (B, H, W) at the pixels nearest to points (B, N, 2) of the image."""
+    return matching.gather_pixels(groups[..., None], points.round())[..., 0]
 
 
 def best_shown(shown: Tensor, count: int) -> Tensor:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from samfeat_core.models import ModelSpec, build_network, model_spec
+from training.data.pairs import keypoint_map
 from training.loop.config import RunConfig, at_least
 from training.loop.trainer import Trainer, check_same_run, own_rank, write_config
 from training.samfeat.labels.network import NetworkDetector
 from training.samfeat.labels.shapes import render
-from training.samfeat.losses import detection_loss, keypoint_map
+from training.samfeat.losses import detection_loss
 
 MOST_CORNERS = 128  # more than a rendered image has
 FRESH = 10**6  # seed of the images that no training sees

@@ -6,7 +6,7 @@ wait for no device.
 
 from .common import joint_means, mean_over_images
 from .descriptor import descriptor_triplet
-from .detection import detection_loss, keypoint_map
+from .detection import detection_loss
 from .distillation import group_relation, mixed_relation_distillation, relation_distillation
 from .edge import edge_loss
 from .semantic_contrast import semantic_contrast
@@ -17,7 +17,6 @@ __all__ = [
     "edge_loss",
     "group_relation",
     "joint_means",
-    "keypoint_map",
     "mean_over_images",
     "mixed_relation_distillation",
     "relation_distillation",

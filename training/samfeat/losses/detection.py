@@ -7,7 +7,6 @@ With s the logits and y the label map,
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,23 +41,3 @@ def detection_loss(
     total = weight.sum((1, 2, 3))
     loss = (entropy * weight).sum((1, 2, 3)) / total.clamp(min=1)
     return mean_over_images(loss, image_mask(has_labels, logits) & (total > 0))
-
-
-def keypoint_map(points: Tensor, size: tuple[int, int], scores: Tensor | None = None) -> Tensor:
-    """The label map (B, 1, H, W) float32 of keypoints: 1 (or the score) at the pixel nearest to each point.
-
-    Args:
-        points: (B, N, 2) x, y in pixels; rows that are NaN (padding) or outside the image are left out.
-        size: (H, W).
-        scores: (B, N) values, at least 0, for soft labels; the greatest wins where several fall on one pixel.
-    """
-    height, width = size
-    finite = points.isfinite().all(-1)
-    x, y = torch.nan_to_num(points).round().long().unbind(-1)
-    inside = finite & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    # One spare cell at the end takes the rows left out: no boolean indexing, so no wait for the device.
-    index = torch.where(inside, y * width + x, height * width)
-    values = torch.ones_like(index, dtype=torch.float32) if scores is None else scores.float()
-    flat = torch.zeros(len(points), height * width + 1, device=points.device)
-    flat = flat.scatter_reduce(1, index, values, "amax")
-    return flat[:, :-1].reshape(-1, 1, height, width)

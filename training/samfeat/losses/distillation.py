@@ -80,7 +80,8 @@ def relation_differences(
 
     Args:
         student: (B, C, h, w), the distillation feature (`DenseFeatures.distill`), usually at stride 8.
-        embedding: (B, E, h', w'), the teacher's embedding over the same image area; resized to h x w.
+        embedding: (B, E, h', w'), the teacher's embedding over the same image area; resized to h x w. Positions where
+            it is 0 throughout lie off the photograph and do not count.
         groups: (B, H, W) integer group ids, 0 = no group: relations come from membership (`group_relation`), for a
             teacher without embedding. Exactly one of `embedding` and `groups` is to be given.
         attention: (B, 1, ha, wa) non-negative weights (`DenseFeatures.weight`), resized to h x w; None weighs equally.
@@ -105,7 +106,7 @@ def relation_differences(
     if embedding is not None:
         resized = F.interpolate(embedding.to(feature.dtype), (height, width), mode="bilinear", align_corners=False)
         teacher = _cosines(resized.flatten(2)[..., chosen])
-        known = torch.ones(batch, len(chosen), dtype=torch.bool, device=student.device)
+        known = (resized != 0).any(1).flatten(1)[:, chosen]
     else:
         assert groups is not None
         teacher, known = group_relation(groups, (height, width), chosen)

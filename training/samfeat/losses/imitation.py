@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.data.pairs import keypoint_map
+
 from .common import full_precision, mean_over_images
-from .detection import keypoint_map
 
 FLOOR = -5.0  # logit where there is no keypoint
 DEVIATION = 0.7  # pixels; a keypoint's logits fall off as those of a normal distribution over positions
