@@ -17,7 +17,12 @@ PLATEAU = 1e-3  # logits that differ by less around a maximum are no peak
 
 
 def local_maxima(score: Tensor, radius: int) -> Tensor:
-    """(B, 1, H, W) bool: greatest within the (2 radius + 1) square.
+    """(B, 1, H, W) bool: greatest within the (2 radius + 1) square."""
+    return score == windowed_maximum(score, radius)
+
+
+def windowed_maximum(score: Tensor, radius: int) -> Tensor:
+    """(B, 1, H, W): the greatest score within the (2 radius + 1) square around each pixel.
 
     A maximum over shifted copies, rows then columns: many times faster than a pooling layer where pooling is
     not vectorised over a single channel (PyTorch and OpenVINO on a CPU), and equal to it everywhere.
@@ -30,11 +35,25 @@ def local_maxima(score: Tensor, radius: int) -> Tensor:
         highest = padded.narrow(dim, 0, length)
         for shift in range(1, 2 * radius + 1):
             highest = torch.maximum(highest, padded.narrow(dim, shift, length))
-    return score == highest
+    return highest
 
 
-def detect(score: Tensor, mask: Tensor | None, count: int, radius: int) -> tuple[Tensor, Tensor]:
-    """The `count` best local maxima of score logits (B, 1, H, W).
+def suppress(score: Tensor, radius: int, passes: int = 1) -> Tensor:
+    """(B, 1, H, W) bool: pixels that survive non-maximum suppression within the (2 radius + 1) square.
+
+    One pass keeps local maxima. A greedy suppression (best first) also keeps what only a suppressed pixel outshone:
+    each further pass finds the maxima among pixels that no kept one suppresses, and enough of them end in the greedy
+    result.
+    """
+    kept = local_maxima(score, radius)
+    for _ in range(passes - 1):
+        near = windowed_maximum(kept.to(score.dtype), radius) > 0
+        kept = kept | (local_maxima(score.masked_fill(near, float("-inf")), radius) & ~near)
+    return kept
+
+
+def detect(score: Tensor, mask: Tensor | None, count: int, radius: int, passes: int = 1) -> tuple[Tensor, Tensor]:
+    """The `count` best pixels of score logits (B, 1, H, W) that survive `suppress`.
 
     Args:
         mask: (B or 1, 1, H, W), 0 where no keypoint may be; None = anywhere.
@@ -42,7 +61,7 @@ def detect(score: Tensor, mask: Tensor | None, count: int, radius: int) -> tuple
         keypoints (B, count, 2) float32 whole pixels (x, y), scores (B, count) in [0, 1], descending.
     """
     width = score.shape[-1]
-    allowed = local_maxima(score, radius)
+    allowed = suppress(score, radius, passes)
     if mask is not None:
         allowed = allowed & (mask > 0)
     logits, index = score.masked_fill(~allowed, float("-inf")).flatten(1).topk(count, dim=1)
@@ -101,13 +120,24 @@ class ExtractionGraph(nn.Module):
     descriptors (K, D) unit rows, weights (K,), all float32.
 
     half: the network runs in float16 (autocast); positions never do, which end at 0.5 px beyond 512 there.
+    nms_passes, refined: see `samfeat_core.models.Detection`.
     """
 
-    def __init__(self, network: nn.Module, max_keypoints: int, nms_radius: int, half: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        max_keypoints: int,
+        nms_radius: int,
+        half: bool = False,
+        nms_passes: int = 1,
+        refined: bool = True,
+    ) -> None:
         super().__init__()
         self.network = network
         self.max_keypoints = max_keypoints
         self.nms_radius = nms_radius
+        self.nms_passes = nms_passes
+        self.refined = refined
         self.half_precision = half
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,8 +145,9 @@ class ExtractionGraph(nn.Module):
         with torch.autocast(image.device.type, torch.float16) if self.half_precision else nullcontext():
             dense = self.network(image.float() / 255)
         score = dense.score.float()
-        pixels, scores = detect(score, mask, self.max_keypoints, self.nms_radius)
-        keypoints, peaked = refine(score, pixels)
+        pixels, scores = detect(score, mask, self.max_keypoints, self.nms_radius, self.nms_passes)
+        positions, peaked = refine(score, pixels)
+        keypoints = positions if self.refined else pixels
         scores = torch.where(peaked, scores, torch.zeros_like(scores))
         descriptors = dense.describe(keypoints, (width, height))
         if dense.weight is None:

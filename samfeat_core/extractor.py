@@ -18,7 +18,7 @@ import numpy as np
 from samfeat_core.engines import Engine, Job, Log, build_engine, candidates, choose_device, fingerprint, kept_at
 from samfeat_core.errors import NoEngineError, WeightsError
 from samfeat_core.features import MAX_SIDE, Features
-from samfeat_core.models import ModelSpec, model_spec
+from samfeat_core.models import Detection, ModelSpec, model_spec
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 KEPT_ENGINES = 4  # shapes whose engines stay in memory
@@ -44,15 +44,14 @@ class FeatureExtractor:
         log: Log,
         *,
         max_keypoints: int,
-        threshold: float,
-        nms_radius: int,
+        detection: Detection,
         border: int,
         resize: int | None,
         cache_dir: Path,
     ) -> None:
         self.spec, self.weights, self.device, self.log = spec, weights, device, log
-        self.nms_radius, self.border, self.resize, self.cache_dir = nms_radius, border, resize, cache_dir
-        self.max_keypoints, self.threshold = max_keypoints, threshold
+        self.detection, self.border, self.resize, self.cache_dir = detection, border, resize, cache_dir
+        self.max_keypoints, self.threshold = max_keypoints, detection.threshold
         self.builds_when_called = True
         self._candidates = engines
         self._lock = threading.Lock()  # of the engines in memory
@@ -70,6 +69,8 @@ class FeatureExtractor:
         weights: str | Path | None = None,
         threshold: float | None = None,
         nms_radius: int | None = None,
+        nms_passes: int | None = None,
+        refine: bool | None = None,
         border: int = 4,
         resize: int | None = None,
         cache_dir: str | Path | None = None,
@@ -85,6 +86,8 @@ class FeatureExtractor:
             weights: file to load instead of the shipped one (safetensors, or a .pth of the authors).
             threshold: least score in [0, 1]; None = the model's default.
             nms_radius: pixels of the network's image; None = the model's default.
+            nms_passes: 1 keeps local maxima, more come near to a greedy suppression; None = the model's default.
+            refine: whether keypoints lie between pixels; None = the model's default.
             border: no keypoints nearer than this to the image's edge, in pixels of the network's image.
             resize: long side in pixels that the network sees; None = as received.
             cache_dir: where built engines are kept; None = $XDG_CACHE_HOME/samfeat_ros.
@@ -102,6 +105,12 @@ class FeatureExtractor:
         log("info", f"model {name}, engine {names[0]}, device {chosen}" + (f" ({notes})" if notes else ""))
         path = find_weights(name, weights)
         usual = spec.detection(path)
+        detection = Detection(
+            usual.nms_radius if nms_radius is None else checked("nms_radius", nms_radius, 1, 32),
+            usual.threshold if threshold is None else checked("threshold", threshold, 0.0, 1.0),
+            usual.nms_passes if nms_passes is None else checked("nms_passes", nms_passes, 1, 32),
+            usual.refine if refine is None else refine,
+        )
         default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samfeat_ros"
         return cls(
             spec,
@@ -110,8 +119,7 @@ class FeatureExtractor:
             names,
             log,
             max_keypoints=checked("max_keypoints", max_keypoints, 1, 65536),
-            threshold=usual.threshold if threshold is None else checked("threshold", threshold, 0.0, 1.0),
-            nms_radius=usual.nms_radius if nms_radius is None else checked("nms_radius", nms_radius, 1, 32),
+            detection=detection,
             border=checked("border", border, 0, 256),
             resize=None if resize is None else checked("resize", resize, 32, MAX_SIDE),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else default_cache,
@@ -120,6 +128,11 @@ class FeatureExtractor:
     @property
     def model_name(self) -> str:
         return self.spec.name
+
+    @property
+    def nms_radius(self) -> int:
+        """Pixels of the network's image."""
+        return self.detection.nms_radius
 
     @property
     def default_threshold(self) -> float:
@@ -166,7 +179,8 @@ class FeatureExtractor:
             return None
         options = {
             "model": self.spec.name, "device": self.device, "engine": self._candidates[0], "weights": self.weights,
-            "max-keypoints": job.max_keypoints, "nms-radius": self.nms_radius, "cache-dir": self.cache_dir,
+            "max-keypoints": job.max_keypoints, "nms-radius": self.nms_radius, "nms-passes": job.nms_passes,
+            "refine": "yes" if job.refine else "no", "cache-dir": self.cache_dir,
         }  # fmt: skip
         size = f"{job.width}x{job.height}"
         return [sys.executable, "-m", "samfeat_core.prepare", size, *(f"--{k}={v}" for k, v in options.items())]
@@ -237,8 +251,19 @@ class FeatureExtractor:
     def _job(self, shape: tuple[int, int]) -> Job:
         # A power of two, so that hardly any change of max_keypoints needs another engine.
         keypoints = 1 << (self.max_keypoints - 1).bit_length()
-        limits = keypoints, self.nms_radius
-        return Job(self.spec, self.weights, shape[1], shape[0], *limits, self.device, self.cache_dir, self.log)
+        return Job(
+            self.spec,
+            self.weights,
+            shape[1],
+            shape[0],
+            keypoints,
+            self.detection.nms_radius,
+            self.device,
+            self.cache_dir,
+            self.log,
+            self.detection.nms_passes,
+            self.detection.refine,
+        )
 
     def _build(self, shape: tuple[int, int]) -> Engine:
         job = self._job(shape)

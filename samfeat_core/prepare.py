@@ -10,16 +10,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from samfeat_core.errors import SamfeatError, one_line
 from samfeat_core.extractor import FeatureExtractor
 
-OPTIONS = {
+
+def yes_or_no(text: str) -> bool:
+    """True of "yes", False of "no"."""
+    return {"yes": True, "no": False}[text]
+
+
+OPTIONS: dict[str, Callable[[str], object]] = {
     "device": str,
     "engine": str,
     "max-keypoints": int,
     "weights": str,
     "nms-radius": int,
+    "nms-passes": int,
+    "refine": yes_or_no,
     "resize": int,
     "cache-dir": str,
 }

@@ -52,6 +52,7 @@ class Job:
         height, width: of the network's input, multiples of the model's stride.
         device: cpu, cuda or cuda:N.
         cache_dir: where engines that can be kept are kept; see `samfeat_core.engines.cache`.
+        nms_passes, refine: see `samfeat_core.models.Detection`.
         log: called with (level, text) when something is odd, but the engine is built anyway.
     """
 
@@ -64,6 +65,8 @@ class Job:
     device: str
     cache_dir: Path
     log: Log = lambda level, text: None
+    nms_passes: int = 1
+    refine: bool = True
 
     def key(self, *versions: str) -> str:
         """Name of the engine in the cache: the same only if graph, weights, shape and versions are."""
@@ -74,7 +77,8 @@ class Job:
             *(source / "models").glob("*.py"),
             *(source / "engines").glob("*.py"),
         )
-        parts = fingerprint(self.weights), fingerprint(*code), self.max_keypoints, self.nms_radius, versions
+        detection = self.max_keypoints, self.nms_radius, self.nms_passes, self.refine
+        parts = fingerprint(self.weights), fingerprint(*code), detection, versions
         return f"{self.spec.name}-{self.width}x{self.height}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 

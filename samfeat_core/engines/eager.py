@@ -22,7 +22,8 @@ def extraction_graph(job: Job, half: bool = False, network: nn.Module | None = N
     """
     network = network or load_network(job.spec.name, job.weights).eval().requires_grad_(False)
     count = min(job.max_keypoints, job.height * job.width)
-    return ExtractionGraph(network, count, job.nms_radius, half).eval().to(job.device)
+    graph = ExtractionGraph(network, count, job.nms_radius, half, job.nms_passes, job.refine)
+    return graph.eval().to(job.device)
 
 
 @lru_cache(maxsize=1)

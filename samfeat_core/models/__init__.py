@@ -85,10 +85,19 @@ class DenseFeatures(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """How peaks of the score map become keypoints: NMS radius in pixels, and the least sigmoid score."""
+    """How peaks of the score map become keypoints.
+
+    Attributes:
+        nms_radius: in pixels.
+        threshold: the least sigmoid score.
+        nms_passes: of `samfeat_core.detection.suppress`: 1 keeps local maxima, more come near to a greedy suppression.
+        refine: keypoints lie between pixels.
+    """
 
     nms_radius: int
     threshold: float
+    nms_passes: int = 1
+    refine: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,7 @@ MODELS = {
             128,
             Detection(2, 0.005),
             weighted=True,
-            authors=Detection(4, 0.5),
+            authors=Detection(4, 0.9, nms_passes=8, refine=False),
         ),
         ModelSpec("scfeat", "samfeat_core.models.scfeat:Scfeat", 3, 16, 128, Detection(4, 0.0)),
     )

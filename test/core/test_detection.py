@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from samfeat_core.detection import ExtractionGraph, detect, local_maxima, refine, sample
+from samfeat_core.detection import ExtractionGraph, detect, local_maxima, refine, sample, suppress
 from samfeat_core.models import DenseFeatures, build_network
 from training.data.geometry import sampling_grid
 
@@ -23,6 +23,30 @@ def test_local_maxima_equal_a_search_of_every_window(radius):
         for x in range(plane.shape[1]):
             window = plane[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
             assert found[y, x] == (plane[y, x] == window.max())
+
+
+def greedy(plane, radius):
+    """Best first, each suppressing the square around it: the authors' non-maximum suppression."""
+    alive, kept = np.ones_like(plane, bool), np.zeros_like(plane, bool)
+    for index in np.argsort(-plane, axis=None):
+        y, x = np.unravel_index(index, plane.shape)
+        if alive[y, x]:
+            kept[y, x] = True
+            alive[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1] = False
+    return kept
+
+
+@pytest.mark.parametrize("radius", [2, 4])
+def test_passes_of_suppression_approach_the_greedy_one(radius):
+    score = F.avg_pool2d(random_scores(60, 80), 5, 1, 2)  # smooth, as score maps are
+    expected = greedy(score[0, 0].numpy(), radius)
+    shares = []
+    for passes in (1, 2, 4, 30):
+        found = suppress(score, radius, passes)[0, 0].numpy()
+        assert not (found & ~expected).any()
+        shares.append(found.sum() / expected.sum())
+    assert shares == sorted(shares) and shares[0] < 0.6 and shares[2] > 0.9 and shares[3] == 1
+    assert torch.equal(suppress(score, radius), local_maxima(score, radius))
 
 
 def test_detect_gives_the_best_maxima_in_order_and_respects_the_mask():

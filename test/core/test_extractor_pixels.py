@@ -237,13 +237,14 @@ def test_a_resized_image_is_prepared_at_the_size_of_the_network(make):
 
 
 def test_what_an_extractor_says_of_itself(make):
-    extractor = make(nms_radius=3, threshold=None)
+    extractor = make(nms_radius=3, threshold=None, nms_passes=2, refine=False)
     assert (extractor.model_name, extractor.descriptor_dim, extractor.device) == ("samfeat-nano", 64, "cpu")
     assert extractor.threshold == extractor.default_threshold == 0.005
     assert (extractor.nms_radius, extractor.border, extractor.resize, extractor.max_keypoints) == (3, 4, None, 1024)
     assert extractor.engine_name == "eager"  # the one that will be tried
     extractor.prepare(32, 32)
-    assert extractor.engine_name == "told" and make.engines[0].job.nms_radius == 3
+    job = make.engines[0].job
+    assert extractor.engine_name == "told" and (job.nms_radius, job.nms_passes, job.refine) == (3, 2, False)
 
 
 def test_engines_are_kept_in_the_cache_of_the_user(make, monkeypatch, tmp_path):
@@ -257,11 +258,19 @@ def test_engines_are_kept_in_the_cache_of_the_user(make, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "low", "high"),
-    [("max_keypoints", 1, 65536), ("threshold", 0, 1), ("nms_radius", 1, 32), ("border", 0, 256), ("resize", 32, 8192)],
+    [
+        ("max_keypoints", 1, 65536),
+        ("threshold", 0, 1),
+        ("nms_radius", 1, 32),
+        ("nms_passes", 1, 32),
+        ("border", 0, 256),
+        ("resize", 32, 8192),
+    ],
 )
 def test_options_are_bounded_on_both_sides(make, option, low, high):
     for value in (low, high):
-        assert getattr(make(**{option: value}), option) == value
+        extractor = make(**{option: value})
+        assert getattr(extractor if hasattr(extractor, option) else extractor.detection, option) == value
     for value in (low - 1, high + 1):
         with pytest.raises(ValueError, match=f"{option} is {value}, expected (a whole number )?{low}.* to {high}"):
             make(**{option: value})

@@ -2,10 +2,13 @@
 
 import math
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.models import MODELS, build_network
 
 SHAPES = {
@@ -135,3 +138,29 @@ def test_it_compiles_without_a_graph_break(network):
     with torch.no_grad():
         for a, b in zip(compiled(image)[:2], network(image)[:2], strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_a_checkpoint_of_the_authors_is_detected_with_as_they_do(network, tmp_path):
+    """Greedy suppression within 9x9, best first, of scores from 0.9 on, at whole pixels, 4 pixels off the border."""
+    torch.save(network.state_dict(), tmp_path / "model_29.pth")
+    options = dict(device="cpu", engine="eager", max_keypoints=4096, weights=tmp_path / "model_29.pth")
+    extractor = FeatureExtractor.from_pretrained("samfeat", cache_dir=tmp_path, log=lambda level, text: None, **options)
+    random = np.random.default_rng(0)
+    image = cv2.resize(random.integers(0, 256, (30, 40, 3), dtype=np.uint8), (160, 120))
+    with torch.inference_mode():
+        rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
+        logits = network.eval()(rgb).score[0, 0].numpy()
+    expected, alive = set(), np.ones(logits.shape, bool)
+    for index in np.argsort(-logits, axis=None):
+        y, x = np.unravel_index(index, alive.shape)
+        if alive[y, x] and logits[y, x] >= np.log(9):
+            alive[max(y - 4, 0) : y + 5, max(x - 4, 0) : x + 5] = False
+            if 4 <= x < 156 and 4 <= y < 116:
+                expected.add((int(x), int(y)))
+    found = {(float(x), float(y)) for x, y in extractor(image).keypoints}
+    assert len(expected) > 50 and found <= expected and len(found) >= 0.93 * len(expected)
+
+    between = FeatureExtractor.from_pretrained("samfeat", refine=True, log=lambda level, text: None, **options)(image)
+    assert (between.keypoints != between.keypoints.round()).mean() > 0.9
+    local = FeatureExtractor.from_pretrained("samfeat", nms_passes=1, log=lambda level, text: None, **options)(image)
+    assert len(local) < 0.7 * len(found)
