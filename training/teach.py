@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import typer
 
+from samfeat_core.errors import UsageError
 from training.cli import DEVICE, PHOTOS, STORE, application, finish, one_line_errors, pick_device
 from training.data.photo_store import Note, PhotoFile, StoreError, fill, find_photos, read_photo
 from training.data.teacher_store import TeacherStore
@@ -53,8 +54,10 @@ def teach_annotations(
 def teach_sam(
     photos: Path = PHOTOS,
     store: Path = STORE,
-    checkpoint: Path = typer.Option(..., help="Meta's checkpoint file, e.g. sam_vit_h_4b8939.pth."),
-    model: str = typer.Option("vit_h", help="vit_h, vit_l or vit_b: that of the checkpoint."),
+    checkpoint: Path = typer.Option(..., help="Its checkpoint file, e.g. Meta's sam_vit_h_4b8939.pth."),
+    model: str = typer.Option("vit_h", help="That of the checkpoint: vit_h, vit_l, vit_b; of sam2 a configuration."),
+    package: str = typer.Option("segment_anything", help="Or mobile_sam, segment_anything_hq, sam2: installed by you."),
+    precision: str = typer.Option("fp32", help="Of the network: fp32, fp16 (for GPUs) or bf16."),
     device: str = DEVICE,
     points_per_side: int = typer.Option(32, min=1, help="Prompts form a grid of this many squared."),
     points_per_batch: int = typer.Option(64, min=1, help="Prompts at a time: fewer take less memory."),
@@ -63,17 +66,24 @@ def teach_sam(
     crop_layers: int = typer.Option(0, min=0, max=3, help="Look at crops, too: finds small parts, takes longer."),
     min_area: int = typer.Option(0, min=0, help="Remove islands and holes of fewer pixels."),
 ) -> None:
-    """Segment Anything: image embedding and automatic masks, by the segment-anything package."""
+    """Segment Anything: image embedding and automatic masks."""
     with one_line_errors("teach"):
         found = find_photos(photos)
         try:
-            from training.samfeat.teacher.sam import MaskOptions, SamTeacher, load_sam
+            from training.samfeat.teacher.sam import PACKAGE, PRECISIONS, MaskOptions, SamTeacher, load_sam
         except ImportError as error:
-            raise StoreError(f"the sam teacher needs the packages torch and segment-anything: {error}") from error
+            raise StoreError(f"the sam teacher needs the package torch: {error}") from error
+        if precision not in PRECISIONS:
+            raise UsageError(f"--precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         options = MaskOptions(points_per_side, pred_iou, stability, crop_layers, min_area, points_per_batch)
-        teacher = SamTeacher(load_sam(model, checkpoint, pick_device(device)), f"sam {model}", options)
+        name = f"sam {model}" if package == PACKAGE else f"{package} {model}"
+        sam = load_sam(model, checkpoint, pick_device(device), package)
+        teacher = SamTeacher(sam, name, options, package, precision)
+        settings = {"teacher": teacher.name, "checkpoint": checkpoint.name, **options.settings()}
+        if precision != "fp32":  # entries of stores from before there was a choice are of fp32
+            settings["precision"] = precision
         teachings = TeacherStore(store)
-        teachings.create({"teacher": teacher.name, "checkpoint": checkpoint.name, **options.settings()})
+        teachings.create(settings)
 
         def work(photo: PhotoFile, note: Note) -> tuple[dict[str, np.ndarray], dict[str, object]]:
             entry = teacher(read_photo(photo.path))

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from training.data import photo_store
 from training.data.photo_store import StoreError, content_hash, find_photos
 from training.data.teacher_store import TeacherEntry, TeacherStore, borders, compact
 from training.teach import app
@@ -257,3 +259,22 @@ def test_compact():
     labels = np.array([[0, 7, 65535], [7, 3, 0]], np.uint16)
     np.testing.assert_array_equal(compact(labels), [[0, 2, 3], [2, 1, 0]])
     np.testing.assert_array_equal(compact(np.array([[5, 5]], np.uint8)), [[1, 1]])
+
+
+def test_time_and_disk_of_all_are_said_after_the_first(data, monkeypatch, capsys):
+    monkeypatch.setattr(photo_store, "TIMED", 1)
+    photos = find_photos(data / "photos")[:2]
+    store = TeacherStore(data / "store")
+    store.create({})
+
+    def work(photo, note):
+        time.sleep(0.2)
+        return {"embedding": np.zeros((256, 64, 64), np.float16)}, {"width": 40, "height": 30}
+
+    photo_store.fill(store, photos, work, "test")
+    (line,) = capsys.readouterr().out.splitlines()
+    seconds, megabytes, number = (
+        float(x) for x in re.findall(r"([\d.]+) s and ([\d.]+) MB .* the (\d+) here", line)[0]
+    )
+    assert 0.2 <= seconds < 2 and megabytes == 2.1 and number == 2
+    assert line.endswith("0.0042 GB")

@@ -1,11 +1,15 @@
 """The sam teacher with the segment-anything package itself, on small networks built from its modules."""
 
+import io
+import sys
+import types
 from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 from typer.testing import CliRunner
 
 segment_anything = pytest.importorskip("segment_anything")
@@ -18,6 +22,7 @@ from segment_anything.modeling import (  # noqa: E402
     Sam,
     TwoWayTransformer,
 )
+from segment_anything.utils.amg import mask_to_rle_pytorch  # noqa: E402
 
 from samfeat_core.errors import UsageError  # noqa: E402
 from training.data.photo_store import StoreError  # noqa: E402
@@ -75,6 +80,100 @@ def test_entry_is_what_the_package_says(photograph):
     assert masks
     np.testing.assert_array_equal(entry.groups[0] > 0, np.any(masks, 0))
     np.testing.assert_array_equal(entry.edges[0], np.any([borders(mask) for mask in masks], 0))
+
+
+def test_half_precision_says_nearly_the_same(photograph):
+    whole = SamTeacher(small_sam(), options=OPTIONS)(photograph)
+    half = SamTeacher(small_sam(), options=OPTIONS, precision="bf16")(photograph)
+    a, b = (entry.embedding.astype(np.float64).reshape(256, -1) for entry in (whole, half))
+    assert np.abs(a - b).max() > 1e-4
+    assert ((a * b).sum(0) / np.linalg.norm(a, axis=0) / np.linalg.norm(b, axis=0)).min() > 0.999
+    assert ((whole.groups > 0) == (half.groups > 0)).mean() > 0.95
+
+
+def test_a_bar_counts_the_batches_of_prompts(photograph, monkeypatch):
+    """Nine prompts and, in each of four crops, nine more; at most four at a time."""
+    shown = lambda items, title, unit, shown, **options: tqdm(items, title, file=io.StringIO(), **options)  # noqa: E731
+    monkeypatch.setattr("training.samfeat.teacher.sam.progress", shown)
+    teacher = SamTeacher(small_sam(), options=MaskOptions(3, 0, 0, crop_n_layers=1, points_per_batch=4))
+    assert teacher._batches == 3 + 4 * 3
+    teacher(photograph)
+    assert teacher._bar.n == teacher._bar.total == 15
+
+
+def test_a_package_of_the_same_interface(registered, tmp_path, photograph, monkeypatch):
+    """mobile_sam is segment_anything with another encoder; its own modules are used."""
+    names = ("", ".utils", ".utils.amg")
+    for name in names:
+        monkeypatch.setitem(sys.modules, f"mobile_sam{name}", sys.modules[f"segment_anything{name}"])
+    monkeypatch.setitem(segment_anything.sam_model_registry, "vit_t", partial(small_sam, 1024, 8))
+    sam = load_sam("vit_t", registered, "cpu", "mobile_sam")
+    entry = SamTeacher(sam, "mobile_sam vit_t", OPTIONS, "mobile_sam")(photograph)
+    expected = SamTeacher(load_sam("vit_t", registered, "cpu"), options=OPTIONS)(photograph)
+    np.testing.assert_array_equal(entry.groups, expected.groups)
+    with pytest.raises(UsageError, match="package 'nano_sam' cannot be imported"):
+        load_sam("vit_t", registered, "cpu", "nano_sam")
+
+
+class Sam2(torch.nn.Module):
+    """What the teacher sees of a model of sam2: the mean colour of each of 64 x 64 cells of what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_encoder, self.sam_mask_decoder = Colours(), torch.nn.Identity()
+
+
+class Colours(torch.nn.Module):
+    def forward(self, image):
+        cells = torch.nn.functional.interpolate(image, (64, 64), mode="area")
+        return {"vision_features": cells.repeat(1, 86, 1, 1)[:, :256], "backbone_fpn": []}
+
+
+class Sam2Generator:
+    """Two masks, the second one in a corner of the first."""
+
+    def __init__(self, model, output_mode, points_per_side, **options):
+        self.model, self.point_grids = model, [np.zeros((points_per_side**2, 2))]
+
+    def generate(self, image):
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+        self.model.image_encoder(torch.nn.functional.interpolate(pixels, (1024, 1024), mode="nearest"))
+        self.model.sam_mask_decoder(pixels)
+        masks = [np.zeros(image.shape[:2], bool) for _ in range(2)]
+        masks[0][:, : image.shape[1] // 2], masks[1][:10, :10] = True, True
+        rles = mask_to_rle_pytorch(torch.from_numpy(np.stack(masks)))
+        return [{"segmentation": rle, "area": int(mask.sum())} for rle, mask in zip(rles, masks, strict=True)]
+
+
+def test_sam2_stretches_photographs_and_the_store_does_not(monkeypatch, tmp_path):
+    def build(config, checkpoint, device):
+        if config != "configs/small.yaml":
+            raise RuntimeError
+        return Sam2()
+
+    modules = {
+        "sam2": {},
+        "sam2.build_sam": {"build_sam2": build},
+        "sam2.automatic_mask_generator": {"SAM2AutomaticMaskGenerator": Sam2Generator},
+        "sam2.utils": {},
+        "sam2.utils.amg": {"rle_to_mask": segment_anything.utils.amg.rle_to_mask},
+    }
+    for name, parts in modules.items():
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**parts))
+    (tmp_path / "sam2.pt").write_bytes(b"weights")
+    sam = load_sam("configs/small.yaml", tmp_path / "sam2.pt", "cpu", "sam2")
+    image = np.zeros((128, 256, 3), np.uint8)
+    image[..., 2] = np.arange(256)  # red grows along x
+    entry = SamTeacher(sam, "sam2 small", OPTIONS, "sam2")(image)
+    assert entry.groups.shape == (1, 128, 256) and set(entry.groups[0, :10, :10].ravel()) == {2}
+    red = entry.embedding[0].astype(float) * 255
+    # a cell of the padded square is 4 pixels; the photograph covers the upper half of it
+    np.testing.assert_allclose(red[:32], np.tile(np.arange(64) * 4 + 1.5, (32, 1)), atol=1)
+    assert not red[32:].any()
+    with pytest.raises(
+        StoreError, match=r"sam2.pt: not a checkpoint of sam2's configs/large.yaml .*tensors are missing"
+    ):
+        load_sam("configs/large.yaml", tmp_path / "sam2.pt", "cpu", "sam2")
 
 
 def test_no_mask_is_no_group(photograph):
@@ -141,6 +240,10 @@ def test_command(registered, tmp_path, photograph):
     assert entry.groups.shape == (1, 60, 100) and entry.teacher == "sam vit_b"
     again = CliRunner().invoke(app, [str(part) for part in command])
     assert "0 photographs written, 1 were there" in again.output
+    half = CliRunner().invoke(app, [str(part) for part in [*command, "--precision", "bf16"]])
+    assert half.exit_code == 1 and "precision" in half.output
+    wrong = CliRunner().invoke(app, [str(part) for part in [*command, "--precision", "int8"]])
+    assert wrong.exit_code == 2 and "--precision is 'int8', expected one of fp32, fp16, bf16" in wrong.output
     other = CliRunner().invoke(app, [str(part) for part in [*command[:-1], 0.5]])
     assert other.exit_code == 1 and "stability_score_thresh = 0.0 (now 0.5)" in other.output
 

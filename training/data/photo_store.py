@@ -18,6 +18,7 @@ import errno
 import io
 import json
 import os
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from samfeat_core.errors import SamfeatError, UsageError
 from samfeat_core.files import IMAGE_SUFFIXES, is_image, write_bytes
 from samfeat_core.progress import progress
 
+TIMED = 10  # entries after which `fill` says what all will take, if that is sooner than 20 s
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -268,6 +270,7 @@ def fill(store: PhotoStore, photos: Iterable[PhotoFile], work: Work, title: str)
         StoreError: the store cannot be written (a full disk). What was written is whole, and the run can be continued.
     """
     rank, world = rank_and_world()
+    started, told = time.monotonic(), False
     share = sorted(photos, key=lambda photo: photo.name)[rank::world]
     missing = [photo for photo in share if photo.name not in store]
     report = Report(kept=len(share) - len(missing))
@@ -286,8 +289,23 @@ def fill(store: PhotoStore, photos: Iterable[PhotoFile], work: Work, title: str)
                 report.skipped.append((photo.name, text))
                 bar.write(f"{photo.path}: {text}")
             bar.update()
+            spent = time.monotonic() - started
+            if not rank and not told and report.written and (spent > 20 or report.written == TIMED):
+                told = True
+                bar.write(foretold(store, [p.name for p in missing], report.written, spent))
     _list_skipped(store.folder / f"skipped-{rank}-of-{world}.txt", report.skipped)
     return report
+
+
+def foretold(store: PhotoStore, missing: list[str], written: int, seconds: float) -> str:
+    """One line: what the entries written so far took in time and disk each, and what all missing ones will take."""
+    sizes = [store.path(name).stat().st_size for name in missing if store.path(name).is_file()]
+    each, room = seconds / written, sum(sizes) / len(sizes)
+    hours, gigabytes = each * len(missing) / 3600, room * len(missing) / 1e9
+    return (
+        f"{each:.2g} s and {room / 1e6:.2g} MB a photograph: "
+        f"the {len(missing):,} here take {hours:.2g} h and {gigabytes:.2g} GB"
+    )
 
 
 def _list_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
