@@ -116,10 +116,24 @@ TRAIN := $(PY) -m training.train
 TEACHER = --set data.teacher=$(OUT)/teacher
 PREPARED = $(TEACHER) --set 'data.pairs=[$(OUT)/pairs/kitchen,$(OUT)/pairs/scenes]'
 
-.PHONY: teach labels features pairs train-samfeat train-paper train-nano train-nano-distilled ablation evaluate-runs
+.PHONY: teach teach-sam megadepth train-paper-megadepth labels features pairs train-samfeat train-paper train-nano train-nano-distilled ablation evaluate-runs
 
 teach: $(READY)
 	$(PY) -m training.teach annotations $(DATA)/photos $(DATA)/segments $(OUT)/teacher
+
+# SAM=checkpoint, and MEGADEPTH=folder SCENE_INFO=folder of its photographs and pairs
+SAM_MODEL ?= vit_h
+teach-sam: $(READY)
+	for photos in $(DATA)/photos $(MEGADEPTH); do $(PY) -m training.teach sam "$$photos" $(OUT)/teacher_sam \
+		--checkpoint $(SAM) --model $(SAM_MODEL) $(TEACH_ARGS) || exit; done
+
+megadepth: $(READY)
+	$(PY) -m training.pairs megadepth --root $(MEGADEPTH) --scene-info $(SCENE_INFO) --output $(OUT)/pairs/megadepth
+
+train-paper-megadepth: teach-sam megadepth labels
+	$(TRAIN) --config config/train/samfeat_paper.yaml --output $(RUNS)/paper_megadepth \
+		--set data.teacher=$(OUT)/teacher_sam --set data.labels=$(OUT)/labels --set 'data.pairs=[$(OUT)/pairs/megadepth]' \
+		--set data.parallax=0.75 $(TRAIN_ARGS)
 
 EXTRACTOR ?= samfeat=$(RUNS)/samfeat/best.safetensors
 features: $(READY)

@@ -91,7 +91,7 @@ def store_megadepth(
         if pairs:
             source.pairs = source.pairs[:pairs]
         settings = dict(source="megadepth", scene_info=scene_info.name, size=[width, height], overlap=overlap,
-                        pairs_per_scene=pairs_per_scene, seed=seed, first_pixel_of_intrinsics=0.5)  # fmt: skip
+                        pairs_per_scene=pairs_per_scene, seed=seed, colmap=True, photos=True)  # fmt: skip
         store_pairs(source, output, settings, "MegaDepth")
 
 

@@ -8,11 +8,15 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from training.data.megadepth_pairs import MegaDepthPairs, SceneInfo, read_depth
+from training.data.pair_teacher import PairTeacher
+from training.data.photo_store import content_hash, find_photos, read_photo
 from training.data.scenes import SCENES, fly_through, load_textures, pinhole
-from training.data.stored_pairs import StoredPairs
+from training.data.stored_pairs import PairSampler, StoredPairs, store_pairs, to_batch
+from training.data.teacher_store import TeacherEntry, TeacherStore
 from training.pairs import app
 
 FRAMES = 6
@@ -107,6 +111,74 @@ def test_a_zoom_keeps_the_middle_of_the_image(tmp_path):
     seen = np.isfinite(warp).all(-1)
     assert seen.mean() > 0.2
     np.testing.assert_allclose(warp[seen], expected[seen], atol=1e-3)
+
+
+def brightness(image):
+    """Groups 1 to 4 of an RGB or BGR image (H, W, 3): how bright a pixel is."""
+    return np.uint16(image.mean(-1) // 64 + 1)
+
+
+def teach(root, store, column=False, skip=()):
+    """A store whose groups say how bright the photographs are, and the embedding which column of 64 it is."""
+    store.create({})
+    for photo in find_photos(root):
+        if photo.name.endswith(skip):
+            continue
+        image = read_photo(photo.path)
+        groups = brightness(image)[None]
+        embedding = np.tile(np.arange(1, 65, dtype=np.float16), (256, 64, 1)) if column else None
+        entry = TeacherEntry(groups, groups == 4, embedding)
+        store.write(photo.name, entry.arrays(), {**entry.meta(), "content": content_hash(photo.path)})
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 48)])
+def test_teacher_output_follows_the_photographs_into_pairs(root, tmp_path, size):
+    source = MegaDepthPairs(root, root / "scene_info", (96, 96))
+    store_pairs(source, tmp_path / "pairs", {})
+    pairs, store = StoredPairs(tmp_path / "pairs"), TeacherStore(tmp_path / "store")
+    teach(root, store, column=True)
+    teacher = PairTeacher(store, pairs)
+    assert teacher.embedded
+    torch.manual_seed(0)
+    batch = PairSampler(pairs, size, 3, teach=teacher.add).sample(5)
+    assert batch.has_teacher0.all() and batch.has_teacher1.all()
+    for side in "01":
+        image = getattr(batch, f"image{side}").permute(0, 2, 3, 1).numpy() * 255
+        groups, edges = getattr(batch, f"groups{side}").numpy(), getattr(batch, f"edges{side}").numpy()[:, 0]
+        # the photographs are 120 pixels wide or high and were brought to 96: brightness changes a little by that
+        assert (groups == brightness(image)).mean() > 0.9
+        assert ((edges == 1) == (groups == 4)).all()
+        # a photograph is 160 pixels at its longest: a cell of its embedding is 2.5 of them, and 2 of a pair's
+        columns = getattr(batch, f"embedding{side}")[:, 0]
+        step = (columns[..., 1:] - columns[..., :-1])[columns[..., 1:] > 0]
+        assert step.median() == pytest.approx(8 * 1.25 / 2.5, abs=0.05)
+
+
+def test_pairs_without_teacher_output_join_those_with_some(root, tmp_path):
+    pairs = MegaDepthPairs(root, root / "scene_info", (96, 96))
+    store = TeacherStore(tmp_path / "store")
+    teach(root, store, skip=("0", "2"))
+    teacher = PairTeacher(store, pairs)
+    drawn = [pairs[index] for index in range(len(pairs))]
+    batch = to_batch(drawn, 3)
+    teacher.add(batch, drawn)
+    named = [str(pair["photo0"]).endswith(("0.jpg", "2.jpg")) for pair in drawn]
+    assert batch.has_teacher0.tolist() == [not missing for missing in named] and any(named)
+    assert not batch.groups0[named].any() and batch.groups0[~torch.tensor(named)].any()
+    assert batch.embedding0 is None
+    plain = {key: value for key, value in drawn[0].items() if not key.startswith(("photo", "content", "crop"))}
+    teacher.add(batch := to_batch([plain], 3), [plain])
+    assert not batch.has_teacher0.any() and batch.edges1.shape == (1, 1, 96, 96)
+
+
+def test_teacher_output_of_another_photograph_is_not_taken(root, tmp_path):
+    pairs = MegaDepthPairs(root, root / "scene_info", (96, 96))
+    store = TeacherStore(tmp_path / "store")
+    teach(root, store)
+    drawn = [{**pairs[0], "content0": np.array("another")}]
+    teacher = PairTeacher(store, drawn)
+    teacher.add(batch := to_batch(drawn, 3), drawn)
+    assert batch.has_teacher0.tolist() == [False] and batch.has_teacher1.tolist() == [True]
 
 
 def test_the_overlap_bounds_choose_the_pairs(tmp_path, rendered):

@@ -17,6 +17,7 @@ from torch import Tensor
 from training.data.geometry import sampling_grid
 from training.data.pairs import PairBatch, keypoint_map, pixel_grid
 from training.data.photos import Photo, PhotoSource
+from training.data.teacher_views import CELL, embedding_views, label_maps
 
 REFERENCES = 1024  # the best keypoints of the reference extractor, per photograph
 
@@ -201,27 +202,17 @@ class HomographyPairs:
         return points.masked_fill(~within(points, self.grid[-1, -1])[..., None], float("nan"))
 
     def _label_maps(self, photo: Photo, at: Tensor) -> tuple[Tensor, Tensor]:
-        """(2, H, W) int64 groups and (2, H, W) float32 edges at the views' pixels, of one annotator drawn anew."""
+        """(2, H, W) int64 groups and (2, H, W) float32 edges at the views' pixels."""
         if photo.groups is None or photo.edges is None:
             empty = torch.zeros(at.shape[:-1], device=self.device)
             return empty.long(), empty
-        annotator = int(torch.randint(len(photo.groups), ()))
-        sides = photo.groups.shape[2], photo.groups.shape[1]  # of the photograph as the teacher saw it
-        x, y = (
-            ((at[..., axis] + 0.5) * sides[axis] / photo.size[axis]).floor().clamp(0, sides[axis] - 1).long()
-            for axis in (0, 1)
-        )
-        return photo.groups[annotator, y, x].long(), photo.edges[annotator, y, x].float()
+        return label_maps(photo.groups, photo.edges, photo.size, at)
 
     def _embedding(self, photo: Photo, at: Tensor, inside: Tensor) -> Tensor:
-        """(2, 256, H/8, W/8): the teacher's embedding; SAM pads the photograph to a square, top left."""
+        """(2, 256, H/8, W/8)."""
         if photo.embedding is None:
-            return torch.zeros(2, 256, self.height // 8, self.width // 8, device=self.device)
-        embedding = photo.embedding.to(self.device).float()[None]
-        cells = F.avg_pool2d(at.permute(0, 3, 1, 2), 8).permute(0, 2, 3, 1)  # centres of the 8x8 cells
-        scale = embedding.shape[-1] / max(photo.size)
-        sampled = sample_at(embedding.expand(2, -1, -1, -1), (cells + 0.5) * scale - 0.5, "bilinear")
-        return sampled * (F.avg_pool2d(inside[:, None].float(), 8) == 1)
+            return torch.zeros(2, 256, self.height // CELL, self.width // CELL, device=self.device)
+        return embedding_views(photo.embedding.to(self.device), photo.size, at, inside)
 
 
 def pixel_widths(at: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import numpy as np
 
 from training.data.archives import read_archive
 from training.data.geometry import colmap_to_pixels
+from training.data.photo_store import content_hash
 from training.data.posed_pairs import View, common_share, make_pair
 from training.data.stored_pairs import Pair
 
@@ -150,7 +151,15 @@ class MegaDepthPairs:
     def _pair(self, scene: SceneInfo, first: int, second: int, rng: np.random.Generator) -> Pair | None:
         views = [self._view(scene, index) for index in (first, second)]
         transform = scene.poses[second] @ np.linalg.inv(scene.poses[first])
-        return make_pair(views[0], views[1], transform, self.size, rng, self.tolerance)
+        pair = make_pair(views[0], views[1], transform, self.size, rng, self.tolerance)
+        if pair is not None:
+            for side, index, view in zip("01", (first, second), views):
+                path = self._locate(scene.images[index])
+                pair[f"photo{side}"] = np.array(path.relative_to(self.root).as_posix())
+                pair[f"content{side}"] = np.array(content_hash(path))
+                # both matrices are of one camera, so the one undone by the other is the cut and the scaling
+                pair[f"crop{side}"] = view.matrix @ np.linalg.inv(pair[f"matrix{side}"].astype(np.float64))
+        return pair
 
     def _view(self, scene: SceneInfo, index: int) -> View:
         path = self._locate(scene.images[index])

@@ -188,6 +188,14 @@ class PhotoStore:
         except (OSError, zipfile.BadZipFile):
             return False
 
+    def keys(self, name: str) -> list[str]:
+        """Which arrays an entry has. StoreError: there is none, or it is not readable."""
+        try:
+            with zipfile.ZipFile(self.path(name)) as archive:
+                return [member.removesuffix(".npy") for member in archive.namelist() if member != "meta.npy"]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise StoreError(f"{self.path(name)}: not readable as an entry of a {self.format_name}: {error}") from error
+
     def find(self, path: str | Path, content: str | None = None) -> str | None:
         """The entry of a photograph's file, whichever folder above it the store was made from; None without one.
 

@@ -8,6 +8,12 @@ Every source of posed pairs (`PosedPairs`, `MegaDepthPairs`, `ScenePairs`, `Stor
     matrix0, matrix1  (3, 3) float32 camera matrices in pixels of these images
     T_0to1            (4, 4) float32 transform from the first to the second camera, metres
 
+and, where the images are cut out of photographs that a teacher may have seen,
+
+    photo0, photo1        str, the file below the photographs' folder
+    content0, content1    str, `content_hash` of it
+    crop0, crop1          (3, 3) float64 map from pixels of the image to pixels of the photograph
+
 One pair is one uncompressed `.npz` of these arrays, the warps as int16 in units of 1 / `warp_scale` pixel with -32768
 for "none": a fifth of the size, below 0.01 px of rounding at 640 pixels.
 """
@@ -15,7 +21,7 @@ for "none": a fifth of the size, below 0.01 px of rounding at 640 pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +39,7 @@ Pair = dict[str, np.ndarray]
 NO_WARP = np.int16(-32768)
 SETTINGS_FILE = "pairs.json"
 _KEYS = ("image0", "image1", "matrix0", "matrix1", "T_0to1")
+_OF_PHOTOS = ("photo0", "photo1", "content0", "content1", "crop0", "crop1")
 
 
 class PairSource(Protocol):
@@ -47,7 +54,7 @@ def write_pair(path: Path, pair: Pair) -> None:
     """Write one pair; a reader never sees half a file."""
     height, width = pair["image0"].shape[:2]
     scale = np.float32(32000 / max(width, height))
-    arrays: dict[str, Any] = {key: pair[key] for key in _KEYS}
+    arrays: dict[str, Any] = {key: pair[key] for key in (*_KEYS, *_OF_PHOTOS) if key in pair}
     arrays["warp_scale"] = scale
     for key in ("warp01", "warp10"):
         missing = ~np.isfinite(pair[key])
@@ -60,7 +67,7 @@ def read_pair(path: Path) -> Pair:
     """Read what `write_pair` wrote. ValueError names a file that is no such pair."""
     try:
         with np.load(path) as arrays:
-            pair = {key: arrays[key] for key in _KEYS}
+            pair = {key: arrays[key] for key in (*_KEYS, *(key for key in _OF_PHOTOS if key in arrays))}
             for key in ("warp01", "warp10"):
                 stored = arrays[key]
                 pair[key] = np.where(stored == NO_WARP, np.float32(np.nan), stored / arrays["warp_scale"])
@@ -125,6 +132,9 @@ def crop_pair(pair: Pair, size: tuple[int, int], rng: np.random.Generator) -> Pa
         warp[outside.any(-1)] = np.nan
         cropped[key] = warp
     shift = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]], np.float32)
+    for key in ("crop0", "crop1"):
+        if key in pair:
+            cropped[key] = pair[key] @ np.linalg.inv(shift)
     return {**pair, **cropped, "matrix0": shift @ pair["matrix0"], "matrix1": shift @ pair["matrix1"]}
 
 
@@ -152,6 +162,7 @@ class PairSampler:
         source: any of the pair sources; all pairs of one size.
         size: (width, height) to cut out of them, None = as they are.
         channels: 1 grey, 3 RGB.
+        teach: adds teacher output to a batch of these pairs; None = they have none.
     """
 
     def __init__(
@@ -160,7 +171,9 @@ class PairSampler:
         size: tuple[int, int] | None = None,
         channels: int = 1,
         device: torch.device | str = "cpu",
+        teach: Callable[[PairBatch, Sequence[Pair]], None] | None = None,
     ) -> None:
+        self.teach = teach
         self.source, self.size, self.channels, self.device = source, size, channels, device
         self._order: list[int] = []
 
@@ -183,4 +196,7 @@ class PairSampler:
         if self.size is not None:
             rng = np.random.default_rng(int(torch.randint(2**31, ())))
             pairs = [crop_pair(pair, self.size, rng) for pair in pairs]
-        return to_batch(pairs, self.channels, self.device)
+        batch = to_batch(pairs, self.channels, self.device)
+        if self.teach is not None:
+            self.teach(batch, pairs)
+        return batch

@@ -14,6 +14,7 @@ from samfeat_core.models import model_spec
 from training.data.feature_store import FeatureStore
 from training.data.homography_pairs import HomographyConfig, HomographyPairs
 from training.data.label_store import LabelStore
+from training.data.pair_teacher import PairTeacher
 from training.data.pairs import PairBatch, concatenate
 from training.data.photo_store import PhotoStore
 from training.data.photometric import Photometric
@@ -35,7 +36,7 @@ class DataConfig:
 
     Attributes:
         photos: folders of photographs, for pairs under homographies.
-        teacher: store of `python -m training.teach`, or none.
+        teacher: store of `python -m training.teach`, or none. It may hold the photographs of `pairs`, too.
         labels: store of `python -m training.label photos`, or none.
         features: store of `python -m training.label features`, reference features to imitate, or none.
         pairs: folders of `python -m training.pairs`, stored pairs with true parallax, or none.
@@ -159,8 +160,10 @@ class MixedSource:
 def training_source(data: PreparedData, config: DataConfig, device: torch.device) -> MixedSource:
     """Where batches come from, as the configuration mixes them."""
     photos = HomographyPairs(data.photos, config.size, device, config.homography)
-    parallax = PairSampler(data.parallax, config.size, COLOUR, device) if data.parallax else None
-    return MixedSource(photos, parallax, config.parallax)
+    if not data.parallax:
+        return MixedSource(photos, None, config.parallax)
+    teach = PairTeacher(TeacherStore(config.teacher), data.parallax, device).add if config.teacher else None
+    return MixedSource(photos, PairSampler(data.parallax, config.size, COLOUR, device, teach), config.parallax)
 
 
 def validation_batches(photos: PhotoSource, config: DataConfig, device: torch.device, channels: int) -> list[PairBatch]:
