@@ -47,6 +47,8 @@ setup(
         # demo, evaluate_bag and sequence_to_bag
         "tools": ["rosbags>=0.10", "mcap", "lz4", "zstandard", "evo", "psutil", "PyYAML", "matplotlib", "tqdm"]
         + ["pycolmap>=4.0", "typer>=0.12.5", "jinja2>=3.0"],
+        # visual_odometry
+        "odometry": ["gtsam>=4.2"],
         # evaluate_bag --rerun
         "rerun": ["rerun-sdk>=0.41"],
         "test": ["pytest"],

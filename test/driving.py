@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from samfeat_core.camera import Camera
-from samfeat_ros.odometry.estimator import Pose
+from samfeat_ros.odometry.geometry import Pose
 
 CAMERA = Camera(np.array([[400.0, 0, 320], [0, 400, 240], [0, 0, 1]]), np.zeros(0), 640, 480)
 

@@ -1,56 +1,25 @@
 """Plain monocular visual odometry from tracked points: an example of a live back-end.
 
 It knows cameras and tracks, no ROS. A first motion comes from the essential matrix; every further pose from points that
-are triangulated along their tracks (perspective-n-point), and the last few keyframes are adjusted together with their
-points (bundle adjustment in a sliding window). There is no loop closure and no map. One camera cannot see scale:
-lengths are in units of the first motion.
+are triangulated along their tracks (perspective-n-point). With every new keyframe the last few are adjusted together
+with their points (bundle adjustment in a sliding window, by GTSAM). There is no loop closure and no map. One camera
+cannot see scale: lengths are in units of the first motion.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from samfeat_core.camera import Camera
-from samfeat_core.two_view import skew
+from samfeat_ros.odometry.geometry import Pose, estimate_motion, parallax, reprojection_errors, triangulate
 
 INITIALIZING, TRACKING, LOST = "initializing", "tracking", "lost"
 _MIN_POINTS = 12  # fewer agreeing points are no pose
 _MIN_COMMON = 30  # tracks needed for the first motion
 _ADJUSTED_POINTS = 300  # per adjustment: more points cost time and gain little
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Rigid motion of world points into the camera: x_camera = rotation @ x_world + translation."""
-
-    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
-    translation: np.ndarray = field(default_factory=lambda: np.zeros(3))
-
-    @property
-    def center(self) -> np.ndarray:
-        """(3,) position of the camera in the world."""
-        return -self.rotation.T @ self.translation
-
-    @property
-    def camera_to_world(self) -> np.ndarray:
-        """(4, 4) pose of the camera in the world."""
-        matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = self.rotation.T, self.center
-        return matrix
-
-    def apply(self, points: np.ndarray) -> np.ndarray:
-        """World points (N, 3) in the camera frame."""
-        return points @ self.rotation.T + self.translation
-
-    def after(self, first: Pose) -> Pose:
-        """This motion applied after `first`."""
-        return Pose(self.rotation @ first.rotation, self.rotation @ first.translation + self.translation)
-
-    def inverse(self) -> Pose:
-        return Pose(self.rotation.T, self.center)
 
 
 @dataclass(frozen=True)
@@ -64,52 +33,6 @@ class Update:
     status: str
     pose: Pose | None
     inliers: int
-
-
-def estimate_motion(rays_prev: np.ndarray, rays: np.ndarray, threshold: float) -> tuple[Pose, np.ndarray] | None:
-    """Motion between two views of one camera by the essential matrix (OpenCV's USAC MAGSAC).
-
-    Args:
-        rays_prev, rays: (N, 2) normalised undistorted points of the same scene points in two frames.
-        threshold: largest epipolar distance in normalised units (pixels / focal length).
-
-    Returns:
-        the motion from the first to the second camera, translation of unit length, and the inliers (N,) bool;
-        None when there are fewer than 8 points or no motion explains them.
-    """
-    if len(rays) < 8:
-        return None
-    a, b = np.ascontiguousarray(rays_prev, np.float64), np.ascontiguousarray(rays, np.float64)
-    try:
-        essential, mask = cv2.findEssentialMat(a, b, np.eye(3), cv2.USAC_MAGSAC, 0.9999, threshold)
-    except cv2.error:
-        return None
-    if essential is None or essential.shape != (3, 3) or mask is None:
-        return None
-    inlier = mask.ravel().astype(bool)
-    first, second, direction = cv2.decomposeEssentialMat(essential)
-    candidates = [Pose(r, sign * direction.ravel()) for r in (first, second) for sign in (1.0, -1.0)]
-    in_front = [_in_front_of_both(pose, a[inlier], b[inlier]) for pose in candidates]
-    best = int(np.argmax([mask.sum() for mask in in_front]))
-    if in_front[best].sum() < 8:
-        return None
-    inlier[inlier] = in_front[best]
-    return candidates[best], inlier
-
-
-def triangulate(pose_a: Pose, pose_b: Pose, rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
-    """World points (N, 3) seen at normalised rays (N, 2) of two cameras; the linear two-view solution."""
-    if not len(rays_a):
-        return np.zeros((0, 3))
-    first, second = (np.column_stack([pose.rotation, pose.translation]) for pose in (pose_a, pose_b))
-    homogeneous = cv2.triangulatePoints(first, second, rays_a.T.astype(np.float64), rays_b.T.astype(np.float64))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (homogeneous[:3] / homogeneous[3]).T
-
-
-def _in_front_of_both(pose: Pose, rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
-    points = triangulate(Pose(), pose, rays_a, rays_b)
-    return (points[:, 2] > 0) & (pose.apply(points)[:, 2] > 0)
 
 
 class MonocularOdometry:
@@ -251,13 +174,14 @@ class MonocularOdometry:
         self._step = pose.after(self._slots[-1].inverse())
         self._points[known[~inlier]] = np.nan
         self._seen[known[~inlier]] = np.nan  # a point that disagrees starts anew
-        if self._last_is_keyframe():
+        grown = self._last_is_keyframe()
+        if grown:
             self._append(rays, pose)
         else:
             self._slots[-1] = pose
             self._seen[:, -1] = rays
         self._triangulate_new()
-        if len(self._slots) > 2:
+        if grown and len(self._slots) > 2:
             self._adjust()
         self.pose = self._slots[-1]
         return Update(TRACKING, self.pose, int(inlier.sum()))
@@ -330,128 +254,8 @@ class MonocularOdometry:
         rows = np.flatnonzero(np.isfinite(self._points[:, 0]) & (views > 2))
         if len(rows) < _MIN_POINTS:
             return
+        from samfeat_ros.odometry.adjustment import adjust_bundle  # GTSAM: `main` of the node says if it is missing
+
         rows = rows[np.argsort(-views[rows], kind="stable")[:_ADJUSTED_POINTS]]
         slots, points = adjust_bundle(self._slots, self._points[rows], self._seen[rows], self.threshold / 2)
         self._slots, self._points[rows] = slots, points
-
-
-def adjust_bundle(
-    poses: list[Pose], points: np.ndarray, seen: np.ndarray, scale: float, fixed: int = 2, iterations: int = 4
-) -> tuple[list[Pose], np.ndarray]:
-    """Bundle adjustment: Gauss-Newton with Huber weights, points eliminated by the Schur complement.
-
-    Args:
-        poses: (F) cameras, of which the first `fixed` stay.
-        points: (N, 3) world points.
-        seen: (N, F, 2) normalised rays, NaN where a point was not seen.
-        scale: residual above which Huber's weight falls.
-
-    Returns:
-        the adjusted poses and points; those given where the step does not lower the cost.
-    """
-    visible = np.isfinite(seen[:, :, 0])
-    best = _cost(poses, points, seen, visible, scale)
-    damping = 1e-4
-    for _ in range(iterations):
-        moved_poses, moved_points = _bundle_step(poses, points, seen, visible, scale, fixed, damping)
-        cost = _cost(moved_poses, moved_points, seen, visible, scale)
-        if not cost < best:
-            damping *= 100
-            continue
-        done = best - cost < 1e-3 * best
-        poses, points, best, damping = moved_poses, moved_points, cost, damping / 10
-        if done:
-            break
-    return poses, points
-
-
-def _project(poses: list[Pose], points: np.ndarray) -> np.ndarray:
-    """(N, F, 3) of all points in all cameras."""
-    rotations = np.stack([pose.rotation for pose in poses])
-    translations = np.stack([pose.translation for pose in poses])
-    return np.einsum("fij,nj->nfi", rotations, points) + translations
-
-
-def _errors(cameras: np.ndarray, seen: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    depth = np.where(visible & (cameras[..., 2] > 1e-9), cameras[..., 2], np.inf)
-    return np.where(visible[..., None], cameras[..., :2] / depth[..., None] - seen, 0.0)
-
-
-def _cost(poses: list[Pose], points: np.ndarray, seen: np.ndarray, visible: np.ndarray, scale: float) -> float:
-    """Huber cost; infinite where a point has come behind a camera that sees it."""
-    cameras = _project(poses, points)
-    if (cameras[visible][:, 2] <= 1e-9).any() or not np.isfinite(cameras).all():
-        return float("inf")
-    norm = np.linalg.norm(_errors(cameras, seen, visible), axis=2)
-    return float(np.where(norm < scale, norm**2, 2 * scale * norm - scale**2).sum())
-
-
-def _bundle_step(
-    poses: list[Pose],
-    points: np.ndarray,
-    seen: np.ndarray,
-    visible: np.ndarray,
-    scale: float,
-    fixed: int,
-    damping: float,
-) -> tuple[list[Pose], np.ndarray]:
-    cameras = _project(poses, points)
-    error = _errors(cameras, seen, visible)
-    weight = np.where(visible, scale / np.maximum(np.linalg.norm(error, axis=2), scale), 0.0)
-    free = slice(fixed, len(poses))
-    by_camera = _projection_jacobian(cameras)  # (N, F, 2, 3)
-    rotations = np.stack([pose.rotation for pose in poses])
-    by_point = by_camera @ rotations
-    # x -> exp(w) x + v in the camera: d x / d (w, v) = [-[x]_x, 1]
-    by_pose = np.concatenate([-by_camera[:, free] @ skew(cameras[:, free]), by_camera[:, free]], axis=3)
-
-    weighted = by_point * weight[..., None, None]
-    h_points = np.einsum("nfki,nfkj->nij", weighted, by_point)
-    h_points += damping * np.maximum(np.einsum("nii->ni", h_points), 1e-12)[:, :, None] * np.eye(3)
-    g_points = np.einsum("nfki,nfk->ni", weighted, error)
-    weighted_pose = by_pose * weight[:, free, None, None]
-    h_poses = np.einsum("nfki,nfkj->fij", weighted_pose, by_pose)
-    g_poses = np.einsum("nfki,nfk->fi", weighted_pose, error[:, free])
-    mixed = np.einsum("nfki,nfkj->nfij", weighted_pose, by_point[:, free])
-
-    count = len(poses) - fixed
-    system = np.zeros((count, 6, count, 6))
-    system[np.arange(count), :, np.arange(count)] = h_poses * (1 + damping * np.eye(6))
-    inverse = np.linalg.inv(h_points)
-    flat = mixed.reshape(len(points), 6 * count, 3)
-    reduced = flat @ inverse
-    matrix = system.reshape(6 * count, 6 * count) - np.tensordot(reduced, flat, axes=([0, 2], [0, 2]))
-    right = g_poses.ravel() - np.einsum("nai,ni->a", reduced, g_points)
-    try:
-        step = -np.linalg.solve(matrix + 1e-12 * np.eye(len(matrix)), right).reshape(count, 6)
-    except np.linalg.LinAlgError:
-        return poses, points
-    moved = points - np.einsum("nij,nj->ni", inverse, g_points + np.einsum("nfai,fa->ni", mixed, step))
-    turned = [Pose(cv2.Rodrigues(row[:3])[0], row[3:]).after(pose) for row, pose in zip(step, poses[fixed:])]
-    return [*poses[:fixed], *turned], moved
-
-
-def _projection_jacobian(cameras: np.ndarray) -> np.ndarray:
-    """(..., 2, 3) derivative of (x / z, y / z)."""
-    depth = np.where(cameras[..., 2] > 1e-9, cameras[..., 2], 1.0)
-    jacobian = np.zeros((*cameras.shape[:-1], 2, 3))
-    jacobian[..., 0, 0] = jacobian[..., 1, 1] = 1 / depth
-    jacobian[..., :, 2] = -cameras[..., :2] / depth[..., None] ** 2
-    return jacobian
-
-
-def reprojection_errors(pose: Pose, points: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """(N,) reprojection errors in normalised units; infinite behind the camera."""
-    cameras = pose.apply(points)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.linalg.norm(cameras[:, :2] / cameras[:, 2:] - rays, axis=1)
-    return np.where((cameras[:, 2] > 0) & np.isfinite(error), error, np.inf)
-
-
-def parallax(pose_a: Pose, pose_b: Pose, rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
-    """(N,) angle in radians between the two lines of sight of each point."""
-    lines = []
-    for pose, rays in ((pose_a, rays_a), (pose_b, rays_b)):
-        line = np.column_stack([rays, np.ones(len(rays))]) @ pose.rotation
-        lines.append(line / np.linalg.norm(line, axis=1, keepdims=True))
-    return np.arccos(np.clip(np.einsum("ni,ni->n", *lines), -1, 1))

@@ -13,6 +13,7 @@ left, z up (REP 103).
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections import deque
 from typing import Any
@@ -182,7 +183,10 @@ def _transform(stamped: PoseStamped, child: str) -> TransformStamped:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Executable `visual_odometry`; exit code 0 after SIGINT or SIGTERM."""
+    """Executable `visual_odometry`; exit code 0 after SIGINT or SIGTERM, 1 without GTSAM."""
+    if importlib.util.find_spec("gtsam") is None:
+        print("visual_odometry: gtsam is not installed (pip install gtsam)", file=sys.stderr)
+        return 1
     rclpy.init(args=args)
     node = None
     try:

@@ -12,7 +12,7 @@ from samfeat_core.camera import Camera
 from samfeat_core.poses import pose_error, relative_pose
 from samfeat_core.tracking import make_tracker
 from samfeat_core.two_view import epipolar_distance, fundamental_matrix
-from samfeat_ros.odometry.estimator import estimate_motion
+from samfeat_ros.odometry.geometry import estimate_motion
 from training.data.scenes import SCENES, fly_through, load_textures, pinhole
 
 SIZE = (304, 228)  # no multiple of the network's stride

@@ -15,7 +15,7 @@ pytest.importorskip("evo")
 
 from driving import CAMERA, Scene, drive
 
-from samfeat_ros.odometry.estimator import Pose
+from samfeat_ros.odometry.geometry import Pose
 from samfeat_ros.replay.evaluation import trajectory
 from samfeat_ros.replay.evaluation.figures import Figure
 from samfeat_ros.replay.evaluation.metrics import Truth

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from driving import CAMERA, Scene, drive, turn
 
-from samfeat_ros.odometry.estimator import (
-    INITIALIZING,
-    LOST,
-    TRACKING,
-    MonocularOdometry,
-    Pose,
-    adjust_bundle,
-    estimate_motion,
-    triangulate,
-)
+from samfeat_ros.odometry.adjustment import adjust_bundle
+from samfeat_ros.odometry.estimator import INITIALIZING, LOST, TRACKING, MonocularOdometry
+from samfeat_ros.odometry.geometry import Pose, estimate_motion, triangulate
 
 
 def run(scene: Scene, skip: range = range(0)) -> tuple[list[str], dict[int, Pose]]:

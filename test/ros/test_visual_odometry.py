@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_odometry import Scene, drive
 
 from samfeat_core.features import Features, Matches
 from samfeat_ros.messages import matches_to_msg, ns_to_stamp
-from samfeat_ros.odometry.visual_odometry import VisualOdometryNode, quaternion
+from samfeat_ros.odometry.visual_odometry import VisualOdometryNode, main, quaternion
 
 FRAMES = 45
 
@@ -139,3 +140,9 @@ def test_velocity_is_unknown_while_lost(rig, node):
     for index in range(30, 33):
         assert by_frame[index].twist.covariance[0] == by_frame[index].pose.covariance[0] == 1e6
         assert by_frame[index].twist.twist.linear.z > 0  # it moves on, it has not stopped
+
+
+def test_without_gtsam_there_is_one_clear_line(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main() == 1
+    assert capsys.readouterr().err == "visual_odometry: gtsam is not installed (pip install gtsam)\n"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samfeat_core.poses import rotation_angle
-from samfeat_ros.odometry.estimator import estimate_motion
+from samfeat_ros.odometry.geometry import estimate_motion
 from samfeat_ros.replay.evaluation.classic import FRONT_ENDS
 from samfeat_ros.replay.evaluation.footage import Footage
 from samfeat_ros.replay.evaluation.ground_truth import GroundTruth

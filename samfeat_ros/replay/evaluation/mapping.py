@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import pycolmap
 
-from samfeat_ros.odometry.estimator import Pose, parallax, reprojection_errors, triangulate
+from samfeat_ros.odometry.geometry import Pose, parallax, reprojection_errors, triangulate
 from samfeat_ros.replay.evaluation.views import View
 
 MAX_ERROR_PX = 3.0  # largest reprojection error of an inlier

@@ -12,7 +12,7 @@ from samfeat_core.camera import Camera
 from samfeat_core.measure import percentiles
 from samfeat_core.poses import pose_error, relative_pose
 from samfeat_core.two_view import epipolar_distance, essential_matrix
-from samfeat_ros.odometry.estimator import estimate_motion
+from samfeat_ros.odometry.geometry import estimate_motion
 from samfeat_ros.replay.evaluation.runs import Run, TrackedFrame
 
 GRID = (12, 9)  # cells across and down for the coverage of the image
