@@ -37,7 +37,7 @@ ARGUMENTS = {
     "log_level": ("info", "debug, info, warn, error or fatal; of this node only."),
     "respawn": ("false", "Start the node again, two seconds after it has ended."),
     "required": ("false", "End the launch with the node; with an exit code other than 0 if the node failed."),
-    "visual_odometry": ("false", "Start the example back-end visual_odometry too."),
+    "visual_odometry": ("false", "Start the example back-end visual_odometry too; it needs gtsam."),
 }
 PARAMETERS = ("image_transport", "model", "weights", "device", "engine")
 FLAGS = ("use_sim_time", "autostart", "respawn", "required", "visual_odometry")

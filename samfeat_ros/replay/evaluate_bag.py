@@ -284,7 +284,7 @@ def _parameters(texts: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in texts:
         name, separator, value = text.partition("=")
-        if not separator or not name:
+        if not separator or not name or name.endswith(":"):
             raise UsageError(f"--parameter {text!r}: expected NAME=VALUE")
         try:
             values[name] = yaml.safe_load(value)

@@ -184,6 +184,7 @@ def test_kitti_ground_truth_and_limit(bag, tmp_path):
         (2, ["--classic", "none"], "neither a model nor a classic front-end"),
         (2, ["--model", "samfeat-nano=/no/such.safetensors"], "there is no file"),
         (2, ["--parameter", "threshold"], "expected NAME=VALUE"),
+        (2, ["--parameter", "model:=x"], "expected NAME=VALUE"),
         (2, ["--require", "inlier>=3"], "--require 'inlier>=3': there is no figure inlier; expected one of"),
         (2, ["--start", "-1"], "--start -1.0: expected a finite number"),
         (1, ["--compare", "/no/such.json"], "/no/such.json: cannot be read"),
