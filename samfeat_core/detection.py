@@ -6,8 +6,6 @@ keypoints having score 0.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,10 +61,10 @@ def detect(score: Tensor, mask: Tensor | None, count: int, radius: int, passes: 
     width = score.shape[-1]
     allowed = suppress(score, radius, passes)
     if mask is not None:
-        allowed = allowed & (mask > 0)
+        allowed = allowed & (mask.float() > 0)  # TensorRT takes bytes as nothing but the source of floats
     logits, index = score.masked_fill(~allowed, float("-inf")).flatten(1).topk(count, dim=1)
-    keypoints = torch.stack((index % width, torch.div(index, width, rounding_mode="floor")), -1)
-    return keypoints.to(score.dtype), torch.sigmoid(logits)
+    y = torch.div(index, width, rounding_mode="trunc")
+    return torch.stack((index - y * width, y), -1).to(score.dtype), torch.sigmoid(logits)
 
 
 def refine(score: Tensor, keypoints: Tensor, radius: int = REFINE_RADIUS) -> tuple[Tensor, Tensor]:
@@ -80,9 +78,9 @@ def refine(score: Tensor, keypoints: Tensor, radius: int = REFINE_RADIUS) -> tup
     height, width = score.shape[-2:]
     span = torch.arange(-radius, radius + 1, device=score.device)
     dy, dx = (offset.flatten() for offset in torch.meshgrid(span, span, indexing="ij"))
-    x = (keypoints[..., 0:1].long() + dx).clamp(0, width - 1)
-    y = (keypoints[..., 1:2].long() + dy).clamp(0, height - 1)
-    patch = score.flatten(1).gather(1, (y * width + x).flatten(1)).view(x.shape).float()
+    x = (keypoints[..., 0:1] + dx).clamp(0, width - 1).long()
+    y = (keypoints[..., 1:2] + dy).clamp(0, height - 1).long()
+    patch = score.flatten(1).gather(1, (y * width + x).flatten(1)).view(*keypoints.shape[:2], -1).float()
     probability = patch.softmax(-1)
     offset = torch.stack(((probability * dx).sum(-1), (probability * dy).sum(-1)), -1)
     return keypoints + offset, patch.amax(-1) - patch.amin(-1) > PLATEAU
@@ -119,18 +117,13 @@ class ExtractionGraph(nn.Module):
     forward(image (1, C, H, W) uint8, mask (1, 1, H, W) uint8) -> keypoints (K, 2), scores (K,),
     descriptors (K, D) unit rows, weights (K,), all float32.
 
-    half: the network runs in float16 (autocast); positions never do, which end at 0.5 px beyond 512 there.
+    The network may answer in half precision; positions are never computed there, where they end at 0.5 px beyond 512.
+
     nms_passes, refined: see `samfeat_core.models.Detection`.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        max_keypoints: int,
-        nms_radius: int,
-        half: bool = False,
-        nms_passes: int = 1,
-        refined: bool = True,
+        self, network: nn.Module, max_keypoints: int, nms_radius: int, nms_passes: int = 1, refined: bool = True
     ) -> None:
         super().__init__()
         self.network = network
@@ -138,17 +131,15 @@ class ExtractionGraph(nn.Module):
         self.nms_radius = nms_radius
         self.nms_passes = nms_passes
         self.refined = refined
-        self.half_precision = half
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         height, width = image.shape[-2:]
-        with torch.autocast(image.device.type, torch.float16) if self.half_precision else nullcontext():
-            dense = self.network(image.float() / 255)
+        dense = self.network(image.float() / 255)
         score = dense.score.float()
         pixels, scores = detect(score, mask, self.max_keypoints, self.nms_radius, self.nms_passes)
         positions, peaked = refine(score, pixels)
         keypoints = positions if self.refined else pixels
-        scores = torch.where(peaked, scores, torch.zeros_like(scores))
+        scores = scores.masked_fill(~peaked, 0.0)
         descriptors = dense.describe(keypoints, (width, height))
         if dense.weight is None:
             weights = torch.ones_like(scores)

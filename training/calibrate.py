@@ -20,7 +20,7 @@ import typer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from samfeat_core.engines.openvino_int8 import ranges_file
+from samfeat_core.engines import ranges_file
 from samfeat_core.extractor import FeatureExtractor
 from samfeat_core.progress import progress
 from samfeat_core.quantization import convolutions, fold_batch_norms, write_ranges

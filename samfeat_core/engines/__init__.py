@@ -25,8 +25,8 @@ Log = Callable[[str, str], None]
 
 # Engines of each device in order of preference. The module of an engine is samfeat_core.engines.<name>.
 BY_DEVICE = {
-    "cuda": ("tensorrt", "compile", "eager"),
-    "cpu": ("openvino", "eager", "compile", "openvino_bf16", "openvino_int8"),
+    "cuda": ("tensorrt", "compile", "eager", "onnxruntime"),
+    "cpu": ("openvino", "onnxruntime", "eager", "compile", "openvino_bf16", "openvino_int8"),
 }
 # The package that each engine runs on.
 LIBRARY = {
@@ -36,8 +36,10 @@ LIBRARY = {
     "openvino": "openvino",
     "openvino_bf16": "openvino",
     "openvino_int8": "openvino",
+    "onnxruntime": "onnxruntime",
 }
 ENGINES = ("auto", *LIBRARY)
+TENSORRT_TOP_K = 3840  # keypoints that a TensorRT engine can find: the K of its TopK layer ends there
 DEVICES = ("auto", "cuda", "cpu")
 # Not as near to eager as engines promise: only where asked for.
 INEXACT = ("openvino_bf16", "openvino_int8")
@@ -53,7 +55,7 @@ class Job:
         device: cpu, cuda or cuda:N.
         cache_dir: where engines that can be kept are kept; see `samfeat_core.engines.cache`.
         nms_passes, refine: see `samfeat_core.models.Detection`.
-        log: called with (level, text) when something is odd, but the engine is built anyway.
+        log: called with (level, text): what the engine runs on where that is not plain, and what is odd about it.
     """
 
     spec: ModelSpec
@@ -72,8 +74,7 @@ class Job:
         """Name of the engine in the cache: the same only if graph, weights, shape and versions are."""
         source = Path(__file__).parent.parent
         code = (
-            source / "detection.py",
-            source / "quantization.py",
+            *(source / name for name in ("detection.py", "export.py", "quantization.py")),
             *(source / "models").glob("*.py"),
             *(source / "engines").glob("*.py"),
         )
@@ -98,6 +99,11 @@ def fingerprint(*paths: Path) -> str:
         for file in sorted(path.glob("*.pth")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def ranges_file(weights: Path) -> Path:
+    """Where the ranges for engines in eight bits are, of a weights file: see `samfeat_core.quantization`."""
+    return weights.with_suffix(".int8.json")
 
 
 def cuda_devices() -> int:
@@ -137,7 +143,7 @@ def choose_device(device: str, engine: str = "auto") -> tuple[str, str]:
         return "cpu", "as asked"
     if device == "auto" and engine != "auto" and engine not in BY_DEVICE["cuda"]:
         return "cpu", f"{engine} runs on the CPU"
-    problem = cuda_problem(int(device.partition(":")[2] or 0))
+    problem = cuda_problem(int(device.partition(":")[2] or 0), engine)
     if problem is None:
         return ("cuda", "CUDA device found") if device == "auto" else (device, "as asked")
     if device != "auto":
@@ -145,18 +151,27 @@ def choose_device(device: str, engine: str = "auto") -> tuple[str, str]:
     return "cpu", problem
 
 
-def cuda_problem(index: int = 0) -> str | None:
+def cuda_problem(index: int = 0, engine: str = "auto") -> str | None:
     """Why that CUDA device cannot be used, or None."""
     count = cuda_devices()
     if count == 0:
         return "no CUDA device or driver"
     if index >= count:
         return f"there are {count} CUDA devices"
-    if find_spec("torch") is None:
-        return "PyTorch is not installed"
+    if engine == "onnxruntime" or find_spec("torch") is None:  # ONNX Runtime brings its own kernels
+        return _onnxruntime_problem()
     import torch
 
     return None if torch.cuda.is_available() else f"PyTorch {torch.__version__} was built without CUDA or finds none"
+
+
+def _onnxruntime_problem() -> str | None:
+    if find_spec("onnxruntime") is None:
+        return "neither PyTorch with CUDA nor onnxruntime is installed"
+    import onnxruntime
+
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return None if has_cuda else f"onnxruntime {onnxruntime.__version__} was built without CUDA"
 
 
 def candidates(engine: str, device: str) -> tuple[list[str], list[str]]:
@@ -169,11 +184,12 @@ def candidates(engine: str, device: str) -> tuple[list[str], list[str]]:
     exact = [name for name in BY_DEVICE[device.partition(":")[0]] if name not in INEXACT]
     if engine != "auto":
         return [engine, *(name for name in exact if name != engine)], []
-    missing = [name for name in exact if find_spec(LIBRARY[name]) is None]
-    notes = [f"{name}: {LIBRARY[name]} is not installed" for name in missing]
-    if missing == exact:
+    there = [name for name in exact if find_spec(LIBRARY[name]) is not None]
+    better = exact[: exact.index(there[0])] if there else exact
+    notes = [f"{name}: {LIBRARY[name]} is not installed" for name in better]
+    if not there:
         raise EngineError(f"nothing runs a network on {device}: {'; '.join(notes)}")
-    return [name for name in exact if name not in missing], notes
+    return there, notes
 
 
 def build_engine(names: list[str], job: Job, log: Log) -> Engine:

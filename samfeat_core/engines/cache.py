@@ -43,7 +43,7 @@ def load(path: Path, log: Log) -> Path | None:
     return None
 
 
-def store(path: Path, write: Callable[[Path], None], log: Log, limit_bytes: int = LIMIT_BYTES) -> Path | None:
+def store(path: Path, write: Callable[[Path], object], log: Log, limit_bytes: int = LIMIT_BYTES) -> Path | None:
     """Keep a built engine, whole or not at all.
 
     Args:

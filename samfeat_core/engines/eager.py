@@ -12,17 +12,19 @@ from torch import nn
 from samfeat_core.detection import ExtractionGraph
 from samfeat_core.engines import Job, RawFeatures
 from samfeat_core.errors import EngineError
+from samfeat_core.quantization import halve
 from samfeat_core.weights import load_network
 
 
 def extraction_graph(job: Job, half: bool = False, network: nn.Module | None = None) -> ExtractionGraph:
     """The job's graph in evaluation mode on its device, with its weights or with a network that has them.
 
-    half: the network runs in half precision.
+    half: the convolutions compute in half precision.
     """
     network = network or load_network(job.spec.name, job.weights).eval().requires_grad_(False)
     count = min(job.max_keypoints, job.height * job.width)
-    graph = ExtractionGraph(network, count, job.nms_radius, half, job.nms_passes, job.refine)
+    network = halve(network) if half else network
+    graph = ExtractionGraph(network, count, job.nms_radius, job.nms_passes, job.refine)
     return graph.eval().to(job.device)
 
 

@@ -19,7 +19,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov  # noqa: E402
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # Said outright: bfloat16, OpenVINO's default on CPUs that have it, changes more than the tolerance; see openvino_bf16.
 MODEL_FILE = "engine.xml"  # and engine.bin, its weights
@@ -69,7 +69,9 @@ def build(
         kept = cache.load(path, job.log)
         if kept is not None:
             return engine(ov.Core().read_model(kept / MODEL_FILE))
-        model = convert(job, network and network())
+        from samfeat_core.engines.eager import example_inputs, extraction_graph
+
+        model = convert(extraction_graph(job, network=network and network()), example_inputs(job))
         kept = cache.store(path, lambda folder: ov.save_model(model, folder / MODEL_FILE, False), job.log)
         return engine(ov.Core().read_model(kept / MODEL_FILE) if kept else model)
     except SamfeatError:
@@ -78,15 +80,8 @@ def build(
         raise EngineError(f"{type(error).__name__}: {error}") from error
 
 
-def convert(job: Job, network: nn.Module | None = None) -> ov.Model:
-    """Trace the job's graph at its static shape, with its network or another."""
-    from samfeat_core.engines.eager import example_inputs, extraction_graph
-
-    inputs = example_inputs(job)
+def convert(graph: nn.Module, inputs: tuple[Tensor, ...]) -> ov.Model:
+    """Trace a graph at the static shape of its inputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of shapes that are constants here on purpose
-        return ov.convert_model(
-            extraction_graph(job, network=network),
-            example_input=inputs,
-            input=[tuple(tensor.shape) for tensor in inputs],
-        )
+        return ov.convert_model(graph, example_input=inputs, input=[tuple(tensor.shape) for tensor in inputs])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samfeat_core.engines import Job, fingerprint, openvino
+from samfeat_core.engines import Job, fingerprint, openvino, ranges_file
 from samfeat_core.errors import EngineError, WeightsError
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ class Int8Engine(openvino.OpenVinoEngine):
     """Runs a graph whose convolutions are quantized."""
 
     name = "openvino_int8"
-
-
-def ranges_file(weights: Path) -> Path:
-    """Where the ranges of a weights file are."""
-    return weights.with_suffix(".int8.json")
 
 
 def cache_path(job: Job) -> Path:
@@ -39,19 +34,16 @@ def build(job: Job) -> openvino.OpenVinoEngine:
     Raises:
         EngineError: also where there are no ranges for these weights.
     """
-    path = ranges_file(job.weights)
-    if not path.is_file():
-        raise EngineError(f"{path}: no such file; python -m training.calibrate makes it")
-    return openvino.build(job, Int8Engine, lambda: quantized(job, path), cache_path(job))
+    if not ranges_file(job.weights).is_file():  # `cache_path` reads it
+        raise EngineError(f"{ranges_file(job.weights)}: no such file; python -m training.calibrate makes it")
+    return openvino.build(job, Int8Engine, lambda: quantized(job), cache_path(job))
 
 
-def quantized(job: Job, path: Path) -> nn.Module:
+def quantized(job: Job) -> nn.Module:
     """The job's network with its convolutions in eight bits; EngineError for a file that is not its ranges."""
-    from samfeat_core.quantization import quantize, read_ranges
-    from samfeat_core.weights import load_network
+    from samfeat_core.quantization import quantized_network
 
     try:
-        ranges = read_ranges(path, job.weights)
-        return quantize(load_network(job.spec.name, job.weights).eval().requires_grad_(False), ranges)
-    except (WeightsError, ValueError) as error:
+        return quantized_network(job.spec.name, job.weights)
+    except WeightsError as error:
         raise EngineError(str(error)) from error
