@@ -12,8 +12,8 @@
          weights      (K,) float32; only of models whose descriptors carry a weight
 
 The properties of the file (ONNX metadata) name model, weights, precision, colours, border and the usual threshold. An
-ONNX graph keeps to `samfeat_core.onnx_rules`, or is not written. Exit code 0 when the file is there, 1 after one line on
-stderr, 2 for wrong usage.
+ONNX graph keeps to `samfeat_core.onnx_rules`, or is not written. Exit code 0 when the file is there, 1 after one line
+on stderr, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,9 @@ class NamedGraph(nn.Module):
         return found[: len(self.outputs)]
 
 
-def named_graph(job: Job, network: nn.Module | None = None, half: bool = False, border: int | None = None) -> NamedGraph:
+def named_graph(
+    job: Job, network: nn.Module | None = None, half: bool = False, border: int | None = None
+) -> NamedGraph:
     """The job's graph for export.
 
     Args:
@@ -96,7 +98,7 @@ def to_onnx(graph: NamedGraph, job: Job, properties: Mapping[str, object] | None
         from samfeat_core.onnx_rules import violations
     except ImportError as error:
         raise EngineError(f"the export to ONNX needs the packages onnx and onnxscript ({error})") from error
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     inputs = _inputs(graph, job)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of shapes that are constants here on purpose
@@ -197,14 +199,18 @@ def job_of(given: argparse.Namespace) -> Job:
     if given.path.suffix != SUFFIXES[given.format]:
         raise UsageError(f"{given.path}: expected a file that ends in {SUFFIXES[given.format]}")
     weights = find_weights(given.model, given.weights)
+    usual = spec.detection(weights)
     try:
         count = checked("max-keypoints", given.max_keypoints, 1, TENSORRT_TOP_K if given.format == "onnx" else 65536)
-        radius = spec.detection(weights).nms_radius if given.nms_radius is None else given.nms_radius
+        radius = usual.nms_radius if given.nms_radius is None else given.nms_radius
         checked("nms-radius", radius, 1, 32)
         checked("border", given.border, 0, (min(given.height, given.width) - 1) // 2)
     except ValueError as error:
         raise UsageError(error) from error
-    return Job(spec, weights, given.height, given.width, count, radius, "cpu", Path())
+    return Job(
+        spec, weights, given.height, given.width, count, radius, "cpu", Path(),
+        nms_passes=usual.nms_passes, refine=usual.refine,
+    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,17 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from samfeat_core.engines import Engine, Job, Log, build_engine, candidates, choose_device, fingerprint, kept_at
+from samfeat_core.engines import (
+    TENSORRT_TOP_K,
+    Engine,
+    Job,
+    Log,
+    build_engine,
+    candidates,
+    choose_device,
+    fingerprint,
+    kept_at,
+)
 from samfeat_core.errors import NoEngineError, WeightsError
 from samfeat_core.features import MAX_SIDE, Features
 from samfeat_core.models import Detection, ModelSpec, model_spec
@@ -249,8 +259,10 @@ class FeatureExtractor:
             return engine
 
     def _job(self, shape: tuple[int, int]) -> Job:
-        # A power of two, so that hardly any change of max_keypoints needs another engine.
+        # A power of two, so that hardly any change of max_keypoints needs another engine; or what TensorRT can find.
         keypoints = 1 << (self.max_keypoints - 1).bit_length()
+        if self.max_keypoints <= TENSORRT_TOP_K < keypoints:
+            keypoints = TENSORRT_TOP_K
         return Job(
             self.spec,
             self.weights,

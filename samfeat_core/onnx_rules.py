@@ -15,11 +15,12 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helpe
 from samfeat_core.engines import TENSORRT_TOP_K
 
 OPSETS = range(9, 18)  # TensorRT 8.5 reads up to 17, TensorRT 10 from 9 on
-FLOAT = {TensorProto.FLOAT, TensorProto.FLOAT16}
-INT = {TensorProto.INT32, TensorProto.INT64}
-BOOL = {TensorProto.BOOL}
-BYTE = {TensorProto.INT8}
-PIXEL = {TensorProto.UINT8}  # only as an input of the graph that is cast to floating point
+Kinds = frozenset[int]
+FLOAT: Kinds = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
+INT: Kinds = frozenset({TensorProto.INT32, TensorProto.INT64})
+BOOL: Kinds = frozenset({TensorProto.BOOL})
+BYTE: Kinds = frozenset({TensorProto.INT8})
+PIXEL: Kinds = frozenset({TensorProto.UINT8})  # only as an input of the graph that is cast to floating point
 
 _FLOAT_ONLY = """
     Acos Acosh ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Celu Clip ConstantOfShape Conv
@@ -34,10 +35,10 @@ _FLOAT_OR_INT = """
     Shrink Sign SpaceToDepth Sub Sum
 """
 _ANY = "Concat Expand Flatten Gather GatherElements Identity Reshape Slice Split Squeeze Tile Transpose Trilu Unsqueeze"
-OPERATORS = {
+OPERATORS: dict[str, Kinds] = {
     **dict.fromkeys(_FLOAT_ONLY.split(), FLOAT),
     **dict.fromkeys(_FLOAT_OR_INT.split(), FLOAT | INT),
-    **dict.fromkeys("And Not Or Xor".split(), BOOL),
+    **dict.fromkeys(("And", "Not", "Or", "Xor"), BOOL),
     **dict.fromkeys(_ANY.split(), FLOAT | INT | BOOL),
     "Where": FLOAT | INT | BOOL,
     "Cast": FLOAT | INT | BOOL | PIXEL,
@@ -46,7 +47,9 @@ OPERATORS = {
 }
 # Inputs that say what an operator does and must be known before it runs: from this one on, or these.
 _PARAMETERS = {
-    **dict.fromkeys(("Pad", "Resize", "Slice", "Split", "Squeeze", "Unsqueeze", "Reshape", "Expand", "Tile", "TopK"), 1),
+    **dict.fromkeys(
+        ("Pad", "Resize", "Slice", "Split", "Squeeze", "Unsqueeze", "Reshape", "Expand", "Tile", "TopK"), 1
+    ),
     **dict.fromkeys(("ReduceSum", "Clip", "InstanceNormalization", "QuantizeLinear", "DequantizeLinear"), 1),
 }
 _INDICES = {"Gather": 1, "GatherElements": 1, "ScatterElements": 1}  # inputs that are whole numbers
@@ -127,7 +130,7 @@ def _node(node: NodeProto, types: dict[str, int], constants: dict[str, np.ndarra
         yield "UINT8 can only become floating point"
 
 
-def _allowed(node: NodeProto, i: int, allowed: set[int]) -> set[int]:
+def _allowed(node: NodeProto, i: int, allowed: Kinds) -> Kinds:
     return BOOL if node.op_type == "Where" and i == 0 else allowed
 
 

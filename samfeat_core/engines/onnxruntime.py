@@ -8,6 +8,7 @@ been tried.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,9 @@ class OnnxRuntimeEngine:
         )
         used = self.session.get_providers()[0]
         if kind == "cuda" and used == CPU:  # so it ends, with no exception, where a library of CUDA's is missing
-            raise EngineError(f"no provider of onnxruntime {ort.__version__} works on CUDA, tried {', '.join(providers)}")
+            raise EngineError(
+                f"no provider of onnxruntime {ort.__version__} works on CUDA, tried {', '.join(providers)}"
+            )
         job.log("info", f"onnxruntime {ort.__version__} runs {job.spec.name} {job.width}x{job.height} on {used}")
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
@@ -92,7 +95,8 @@ def build(job: Job) -> OnnxRuntimeEngine:
 
 
 def exported(job: Job) -> bytes:
-    """The job's graph, its mask an input."""
+    """The job's graph, its mask an input; traced on the CPU, wherever it will run."""
     from samfeat_core.export import named_graph, to_onnx
 
+    job = replace(job, device="cpu")
     return to_onnx(named_graph(job), job).SerializeToString()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch_tensorrt  # type: ignore[import-not-found]
 
-from samfeat_core.engines import Job, RawFeatures, cache
+from samfeat_core.engines import TENSORRT_TOP_K, Job, RawFeatures, cache
 from samfeat_core.engines.eager import example_inputs, extraction_graph
 from samfeat_core.errors import EngineError, SamfeatError
 
@@ -47,7 +47,13 @@ def cache_path(job: Job) -> Path:
 
 
 def build(job: Job) -> TensorRtEngine:
-    """From the cache, or compiled and put there; EngineError when that fails."""
+    """From the cache, or compiled and put there.
+
+    Raises:
+        EngineError: that fails, or it is for more keypoints than TensorRT can find.
+    """
+    if job.max_keypoints > TENSORRT_TOP_K:
+        raise EngineError(f"TensorRT finds at most {TENSORRT_TOP_K} keypoints, not {job.max_keypoints}")
     try:
         with torch.cuda.device(job.device):
             return _build(job)

@@ -1,5 +1,7 @@
 """Networks as graphs for other runtimes: the same features, and what TensorRT can read."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import onnx
@@ -90,6 +92,18 @@ def assert_parity(job, folder):
 )
 def test_onnx_runtime_answers_as_eager_does(tmp_path, name, options):
     assert_parity(job_for(name, tmp_path, **options), tmp_path)
+
+
+def test_greedy_suppression_and_whole_pixels_can_be_exported(tmp_path):
+    """What checkpoints of SAMFeat's authors are detected with."""
+    job = replace(job_for("samfeat-nano", tmp_path), nms_radius=4, nms_passes=8, refine=False)
+    image, mask = photograph(1, job.height, job.width), interior(job)
+    reference = eager.build(job)(image, mask)
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(export.to_onnx(export.named_graph(job), job).SerializeToString())
+    found = run(path, image=image[None], mask=mask[None, None])
+    near, cosine, _ = agreement(reference, found)
+    assert near >= 0.99 and cosine >= 0.999 and (found[0] == found[0].round()).all()
 
 
 @pytest.mark.slow

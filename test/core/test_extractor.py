@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 
 from samfeat_core import EngineError, FeatureExtractor, WeightsError, engines
 from samfeat_core.detection import ExtractionGraph
-from samfeat_core.engines import candidates
-from samfeat_core.engines.openvino_int8 import ranges_file
+from samfeat_core.engines import candidates, ranges_file
 from samfeat_core.errors import NoEngineError
 from samfeat_core.models import build_network, model_spec
-from samfeat_core.quantization import write_ranges
+from samfeat_core.quantization import halve, write_ranges
 from samfeat_core.weights import load_network
 from training.calibrate import measure
 
@@ -96,7 +95,7 @@ print(extractor.engine_name, sorted(set(events)))
     assert done.stdout.strip() == "openvino []", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("engine", ["openvino", pytest.param("compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])
 def test_engines_agree_with_eager(weights, tmp_path, engine):
     image = scene(480, 640)
     extractor = make(weights, tmp_path, engine=engine)
@@ -183,7 +182,7 @@ def test_auto_takes_exact_engines_only():
         assert candidates(name, "cpu")[0][:2] == [name, "openvino"]
 
 
-@pytest.mark.parametrize("engine", ["openvino", "openvino_int8"])
+@pytest.mark.parametrize("engine", ["openvino", "openvino_int8", "onnxruntime"])
 def test_a_kept_engine_starts_without_torch(calibrated, tmp_path, engine):
     make(calibrated, tmp_path, engine=engine).prepare(160, 128)
     code = f"""
@@ -397,8 +396,13 @@ def test_an_engine_that_fails_falls_back_with_an_error(weights, tmp_path, monkey
     lines = []
     extractor = make(weights, tmp_path, engine="openvino", log=lambda level, text: lines.append((level, text)))
     assert len(extractor(scene(64, 64))) > 0
-    assert extractor.engine_name == "eager"
-    assert [(level, "conversion broke" in text) for level, text in lines] == [("info", False), ("error", True)]
+    assert extractor.engine_name == "onnxruntime"
+    assert [(level, "conversion broke" in text) for level, text in lines] == [
+        ("info", False),
+        ("error", True),
+        ("info", False),
+    ]
+    assert "runs samfeat-nano 64x64 on CPUExecutionProvider" in lines[2][1]
 
 
 def test_a_library_that_cannot_be_loaded_falls_back_with_an_error(weights, tmp_path, monkeypatch):
@@ -411,10 +415,11 @@ def test_a_library_that_cannot_be_loaded_falls_back_with_an_error(weights, tmp_p
     lines = []
     extractor = make(weights, tmp_path, engine="openvino", log=lambda level, text: lines.append((level, text)))
     assert len(extractor(scene(64, 64))) > 0
-    assert extractor.engine_name == "eager"
+    assert extractor.engine_name == "onnxruntime"
     assert [(level, "openvino cannot be loaded (OSError: libopenvino" in text) for level, text in lines] == [
         ("info", False),
         ("error", True),
+        ("info", False),
     ]
 
 
@@ -447,7 +452,7 @@ def test_the_graph_in_half_precision_can_be_exported_and_answers_nearly_the_same
     inputs = torch.from_numpy(scene(96, 128))[None, None], torch.ones(1, 1, 96, 128, dtype=torch.uint8)
     with torch.inference_mode():
         full = ExtractionGraph(network, 100, 2)(*inputs)
-        half = ExtractionGraph(network, 100, 2, half=True)
+        half = ExtractionGraph(halve(network), 100, 2)
         exported = torch.export.export(half, inputs).module()
         answers = half(*inputs), exported(*inputs)
     for keypoints, _, descriptors, _ in answers:
@@ -469,13 +474,13 @@ def test_one_gpu_of_several(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert engines.choose_device("cuda:1") == ("cuda:1", "as asked")
     assert engines.choose_device("auto") == ("cuda", "CUDA device found")
-    assert engines.candidates("compile", "cuda:1")[0] == ["compile", "tensorrt", "eager"]
+    assert engines.candidates("compile", "cuda:1")[0] == ["compile", "tensorrt", "eager", "onnxruntime"]
     with pytest.raises(EngineError, match="device cuda:2 cannot be used: there are 2 CUDA devices"):
         engines.choose_device("cuda:2")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("engine", ["eager", "compile", "tensorrt"])
+@pytest.mark.parametrize("engine", ["eager", "compile", "tensorrt", "onnxruntime"])
 def test_cuda_agrees_with_the_cpu(weights, tmp_path, engine):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA")

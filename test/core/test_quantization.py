@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from samfeat_core.engines.openvino_int8 import ranges_file
+from samfeat_core.engines import ranges_file
 from samfeat_core.errors import WeightsError
 from samfeat_core.extractor import SHIPPED_WEIGHTS
 from samfeat_core.models import build_network
@@ -19,6 +19,7 @@ from samfeat_core.quantization import (
     QuantizedConv,
     convolutions,
     fold_batch_norms,
+    halve,
     quantize,
     read_ranges,
     write_ranges,
@@ -59,6 +60,31 @@ def test_a_quantized_convolution_is_the_convolution_of_whole_numbers(low, high):
     wanted = sums * step * torch.from_numpy(weight_step)[:, None, None] + conv.bias.double()[:, None, None]
 
     torch.testing.assert_close(QuantizedConv(conv, low, high)(x).double(), wanted, atol=1e-5, rtol=0)
+
+
+def test_symmetric_bytes_have_their_zero_in_the_middle():
+    conv = nn.Conv2d(1, 1, 1, bias=False).requires_grad_(False)
+    nn.init.ones_(conv.weight)
+    x = torch.tensor([-3.0, -0.49, 0.0, 0.51, 1.0, 9.0]).view(1, 1, 1, 6)
+    found = QuantizedConv(conv, -1.27, 0.4, symmetric=True)(x * 0.01).flatten()  # a step is 0.01
+    torch.testing.assert_close(found, torch.tensor([-0.03, 0.0, 0.0, 0.01, 0.01, 0.09]))
+    found = QuantizedConv(conv, -1.27, 0.4, symmetric=True)(x).flatten()
+    torch.testing.assert_close(found, torch.tensor([-1.28, -0.49, 0.0, 0.51, 1.0, 1.27]))
+
+
+@pytest.mark.parametrize("name", ["samfeat-nano", "samfeat", "scfeat"])
+def test_halving_is_nearly_the_network_and_leaves_it_as_it_is(name):
+    torch.manual_seed(0)
+    network = build_network(name, **({"encoder": "resnet18"} if name == "scfeat" else {})).eval().requires_grad_(False)
+    image = torch.rand(1, network.spec.channels, 64, 96)
+    before = maps(network, image)
+    half = halve(network)
+    assert {conv.weight.dtype for conv in convolutions(half).values()} == {torch.float16}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in half.modules())
+    for wanted, found in zip(before, maps(half, image)):
+        error = (found.float() - wanted).abs().max() / wanted.std()
+        assert 0 < error < 0.05
+    assert all(torch.equal(wanted, found) for wanted, found in zip(before, maps(network, image)))
 
 
 def test_folding_batch_norms_changes_nothing_but_their_place(network):
