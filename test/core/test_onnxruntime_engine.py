@@ -32,7 +32,7 @@ def test_providers_are_taken_in_order_of_speed(job, device, installed, used):
     for name in {TENSORRT, CUDA} & set(used):
         assert providers[name]["device_id"] == (1 if device == "cuda:1" else 0)
     if TENSORRT in used:
-        assert providers[TENSORRT]["trt_engine_cache_path"].startswith(str(job.cache_dir))
+        assert str(providers[TENSORRT]["trt_engine_cache_path"]).startswith(str(job.cache_dir))
 
 
 def test_tensorrt_is_left_out_for_more_keypoints_than_it_finds(job):
