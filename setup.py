@@ -41,6 +41,9 @@ setup(
         # torch builds the engine from the weights; later starts do without it
         "openvino": ["openvino>=2024.0", "torch>=2.1", "safetensors"],
         "torch": ["torch>=2.1", "safetensors"],
+        # the first runs a graph that the second makes, there or on another machine
+        "onnxruntime": ["onnxruntime>=1.16"],
+        "export": ["onnx>=1.17", "onnxscript>=0.7", "torch>=2.5", "safetensors"],
         "scfeat": ["torchvision"],
         # where there is no ROS
         "opencv": ["opencv-python-headless"],

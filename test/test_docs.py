@@ -140,7 +140,7 @@ def check_python(arguments: Sequence[str]) -> None:
         check_torchrun(arguments[2:])
     elif arguments[1] in ("build", "colcon"):
         check_requirement({"build": "build", "colcon": "colcon-core"}[arguments[1]])
-    elif arguments[1] == "samfeat_core.prepare":  # a robot has no typer
+    elif arguments[1] in ("samfeat_core.prepare", "samfeat_core.export"):  # a robot has no typer
         unknown = vars(importlib.import_module(arguments[1]))["parser"]().parse_known_args(given(arguments[2:]))[1]
         assert not unknown, f"unknown options {unknown}"
     else:

@@ -95,6 +95,16 @@ def test_signals_end_it_cleanly(rig, start, camera, sign):
     assert not [path for path in segments if path.exists()]  # a container has little of it
 
 
+def test_the_node_runs_on_onnx_runtime_without_torch(rig, start, camera):
+    got = rig.listen(PointCloud2, "/samfeat/keypoints")
+    process = start(engine="onnxruntime")
+    running(rig, process, got, camera)
+    assert "onnxruntime" in process.text() and "runs samfeat-nano 160x128 on CPUExecutionProvider" in process.text()
+    loaded = Path(f"/proc/{process.process.pid}/maps").read_text()
+    assert "onnxruntime" in loaded and "libtorch" not in loaded and "libopenvino" not in loaded
+    assert process.end(signal.SIGTERM) == 0 and "[ERROR]" not in process.text()
+
+
 def shared_memory(pid: int) -> set[Path]:
     """Segments of Fast DDS that belong to this process: not the ports, which all share."""
     maps = Path(f"/proc/{pid}/maps").read_text()
