@@ -49,7 +49,8 @@ class Parameters:
     engine: str = _entry(
         "auto",
         "Inference engine; auto takes the fastest exact one that works here and says why. openvino_int8 is faster on a "
-        "CPU, openvino_bf16 on one with bfloat16; both find nearly the same. onnxruntime runs on what it was built for.",
+        "CPU, openvino_bf16 on one with bfloat16; both find nearly the same. onnxruntime runs on whatever it was built "
+        "for.",
         choices=ENGINES,
     )
     require_cuda: bool = _entry(False, "Refuse to configure without a CUDA device, instead of falling back to the CPU.")
