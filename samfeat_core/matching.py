@@ -99,22 +99,30 @@ def match_nearby(
         index (K,) int64 and index_prev (K,) int64 ascending. No row appears twice.
     """
     best = np.full(len(expected), -1, np.int64)
+    by_height = np.argsort(points[:, 1], kind="stable")
+    sorted_points, sorted_descriptors = points[by_height], descriptors[by_height]
+    first = np.searchsorted(sorted_points[:, 1], expected[:, 1] - reach)
     _best_nearby(
-        np.ascontiguousarray(descriptors), points, np.ascontiguousarray(descriptors_prev), expected, reach, best
+        sorted_descriptors, sorted_points, np.ascontiguousarray(descriptors_prev), expected, reach, first, best
     )
     matched = np.flatnonzero(best >= 0)
-    return best[matched], matched
+    return by_height[best[matched]], matched
 
 
 @compiled
-def _best_nearby(descriptors, points, descriptors_prev, expected, reach, best):
-    """The partner of each previous row into best (M,), -1 = none."""
+def _best_nearby(descriptors, points, descriptors_prev, expected, reach, first, best):
+    """The partner of each previous row into best (M,), -1 = none.
+
+    Points (N, 2) ascend in y; from row first (M,) on they are within reach of a previous row, or below it.
+    """
     owner = np.full(len(points), -1)
     highest = np.full(len(points), -np.inf)
     for m in range(len(expected)):
         most = -np.inf
-        for n in range(len(points)):
+        for n in range(first[m], len(points)):
             x, y = points[n, 0] - expected[m, 0], points[n, 1] - expected[m, 1]
+            if y > reach[m]:
+                break
             if x * x + y * y < reach[m] * reach[m]:
                 similarity = np.float32(0)
                 for d in range(descriptors.shape[1]):

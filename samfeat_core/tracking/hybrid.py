@@ -28,7 +28,15 @@ from samfeat_core.matching import match_mutual, match_nearby
 from samfeat_core.tracking.base import DETECTED, FOLLOWED, RECOVERED, Tracker
 from samfeat_core.tracking.flow import NARROW, follow, halved, same_brightness
 from samfeat_core.tracking.memory import LEAST_NEIGHBOURS, REACH_PX, History, Memory, near_expected
-from samfeat_core.tracking.motion import allowed, far_from, inside, interpolate_motion, nearest_within, spread_evenly
+from samfeat_core.tracking.motion import (
+    allowed,
+    far_from,
+    inside,
+    interpolate_motion,
+    nearest_within,
+    others,
+    spread_evenly,
+)
 from samfeat_core.tracking.patches import ReferencePatches, compile_patches
 from samfeat_core.tracking.table import TrackTable
 from samfeat_core.two_view import epipolar_inliers
@@ -160,7 +168,7 @@ class HybridTracker(Tracker):
         going = self._carry_on(tracks.take(kept), found, kept, features, frame, taken)
         wrong = candidates[~agrees]
         self._patches.free(tracks.slots[wrong])  # no points of the scene: not to be found again
-        self._remember(lost, tracks, np.setdiff1d(np.arange(len(tracks)), np.concatenate([kept, wrong])))
+        self._remember(lost, tracks, others(len(tracks), kept, wrong))
         lost.move_along(tracks.points[kept], going.points, size)
         back = self._recover(lost, going, features, frame, camera, mask, taken)
         old = TrackTable.join(going, back)
@@ -259,7 +267,7 @@ class HybridTracker(Tracker):
     def _repair(self, found: _Found, tracks: TrackTable, features: Features, frame: _Image | None) -> None:
         """Free keypoints take the place of points that flow has lost, near the prediction, if they look like them."""
         lost = np.flatnonzero(~found.alive)
-        free = np.flatnonzero(~np.isin(np.arange(len(features)), found.keypoint))
+        free = others(len(features), found.keypoint)
         keypoint, rows, _ = match_mutual(
             features.matchable[free], tracks.matchable_at(lost), self.min_similarity, self.ratio
         )
@@ -398,6 +406,7 @@ def _compile() -> None:
     compile_patches()
     one = np.ones((1, 2), np.float32)
     nearest_within(one, one, 1.0, (2, 2))
+    far_from(one, one, 1.0, (2, 2))
     match_nearby(one, one, one, one, one[0, :1])
 
 

@@ -21,12 +21,9 @@ def interpolate_motion(points: np.ndarray, motion: np.ndarray, at: np.ndarray, s
     known, asked = (np.clip((part / cell).astype(np.int64), 0, (columns - 1, lines - 1)) for part in (points, at))
     index = known[:, 1] * columns + known[:, 0]
     sums = [np.bincount(index, weights, columns * lines) for weights in (np.ones(len(points)), *motion.T)]
-    count, dx, dy = (
-        cv2.GaussianBlur(plane.reshape(lines, columns), (0, 0), BLUR, borderType=cv2.BORDER_CONSTANT)[
-            asked[:, 1], asked[:, 0]
-        ]
-        for plane in sums
-    )
+    field = np.stack(sums, axis=1).reshape(lines, columns, 3)
+    blurred = cv2.GaussianBlur(field, (0, 0), BLUR, borderType=cv2.BORDER_CONSTANT)
+    count, dx, dy = blurred[asked[:, 1], asked[:, 0]].T
     # Far from all neighbours the blurred count vanishes, and the mean of all takes over.
     little = 1e-6
     mean = motion.mean(axis=0)
@@ -75,14 +72,29 @@ def far_from(points: np.ndarray, others: np.ndarray, radius: float, size: tuple[
     """(N,) bool: no other point (M, 2) is within the radius in pixels of a point (N, 2), to the pixel."""
     if radius <= 0 or not len(others):
         return np.ones(len(points), bool)
-    width, height = size
-    taken = np.zeros((height, width), np.uint8)
-    at = pixels(others, size)
-    taken[at[:, 1], at[:, 0]] = 1
-    side = 2 * int(radius) + 1
-    near = cv2.dilate(taken, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-    at = pixels(points, size)
+    reach, (width, height) = int(radius), size
+    near = np.zeros((height + 2 * reach, width + 2 * reach), np.uint8)
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    _stamp(near, pixels(others, size), disk)
+    at = pixels(points, size) + reach
     return near[at[:, 1], at[:, 0]] == 0
+
+
+@compiled
+def _stamp(picture, at, disk):
+    """Set the disk's ones in the picture, with its top left corner at each of these pixels (N, 2)."""
+    for n in range(len(at)):
+        for line in range(disk.shape[0]):
+            for column in range(disk.shape[1]):
+                picture[at[n, 1] + line, at[n, 0] + column] |= disk[line, column]
+
+
+def others(count: int, *rows: np.ndarray) -> np.ndarray:
+    """The numbers below count that are in none of these arrays, ascending; negative numbers are nobody's."""
+    free = np.ones(count, bool)
+    for some in rows:
+        free[some[some >= 0]] = False
+    return np.flatnonzero(free)
 
 
 def spread_evenly(points: np.ndarray, others: np.ndarray, cells: int, size: tuple[int, int]) -> np.ndarray:
