@@ -141,7 +141,15 @@ MODELS = {
             weighted=True,
             authors=Detection(4, 0.9, nms_passes=8, refine=False),
         ),
-        ModelSpec("scfeat", "samfeat_core.models.scfeat:Scfeat", 3, 16, 128, Detection(4, 0.0)),
+        ModelSpec(
+            "scfeat",
+            "samfeat_core.models.scfeat:Scfeat",
+            3,
+            16,
+            128,
+            Detection(4, 0.0),
+            authors=Detection(1, 0.731),  # its scores are the sigmoids of numbers from 0 on; theirs is 1
+        ),
     )
 }
 

@@ -42,10 +42,12 @@ class Maps(NamedTuple):
 
     Attributes:
         descriptors: (B, 128, H/4, W/4) after the coupling-bridge normalisation.
+        fused: the same before it.
         stem: (B, 64, H/4, W/4) first features of the encoder, after its max-pooling.
     """
 
     descriptors: Tensor
+    fused: Tensor
     stem: Tensor
 
 
@@ -138,7 +140,7 @@ class F2RBackbone(nn.Module):
         x = self.side4(d4)
         if self.fusion:
             x = self.fuse(torch.cat([x, self.side8(resize(d8, x)), self.side16(resize(f16, x))], 1))
-        return Maps(self.norm(x), stem)
+        return Maps(self.norm(x), x, stem)
 
 
 class DetectionHead(nn.Module):
@@ -175,10 +177,12 @@ class Scfeat(nn.Module):
     """RGB (B, 3, H, W) in [0, 1] -> `DenseFeatures`; H and W multiples of 16, descriptors at 1/4.
 
     The score, a product of softplus terms, serves as the logit: its sigmoid is the probability that training's
-    sampling accepts the keypoint.
+    sampling accepts the keypoint. So scores begin at 0.5, and the authors' threshold of 1 on the product is 0.731.
 
     Args:
         encoder, fusion, normalize, imagenet: see `F2RBackbone`. peakiness: see `DetectionHead`.
+        raw: descriptors from the map before the coupling-bridge normalisation. The authors train with the normalised
+            map and extract from this one; so do their weights here. Ours are used as they are trained.
 
     Attributes:
         with_detection: False leaves the detection head out and gives a score of zeros, for training the descriptors.
@@ -221,8 +225,10 @@ class Scfeat(nn.Module):
         normalize: bool = True,
         peakiness: bool = True,
         imagenet: str | Path | None = None,
+        raw: bool = False,
     ) -> None:
         super().__init__()
+        self.raw = raw
         self.backbone = F2RBackbone(encoder, fusion, normalize, imagenet)
         self.head = DetectionHead(peakiness)
         # Peakiness has no parameters: this lets `options_of` see from a weights file alone how it was trained.
@@ -235,7 +241,7 @@ class Scfeat(nn.Module):
         image = (image - self.mean) / self.std
         maps = self.backbone(image)
         score = self.head(maps, image) if self.with_detection else torch.zeros_like(image[:, :1])
-        return DenseFeatures(score, maps.descriptors)
+        return DenseFeatures(score, maps.fused if self.raw else maps.descriptors)
 
     @classmethod
     def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -251,6 +257,7 @@ class Scfeat(nn.Module):
             "fusion": any(name.startswith("backbone.fuse.") for name in names),
             "normalize": any(name.startswith("backbone.norm.") for name in names),
             "peakiness": bool(state.get("head.with_peakiness", True)),
+            "raw": any(name.startswith("backbone.firstconv.") for name in state),
         }
 
 
@@ -258,11 +265,10 @@ def peakiness(x: Tensor) -> Tensor:
     """(B, 1, H, W) how much each position of (B, C, H, W) stands out, in its surroundings and among its channels.
 
     The maximum over channels of softplus(x - mean of 3x3) * softplus(x - mean of channels), after division by the
-    sample's maximum. A sample without positive values, such as a dark image, is left as it is: a division would turn
-    peaks into pits.
+    sample's maximum. Where that is below 1, as in a dim image, the sample is left as it is: a division by nearly
+    nothing would blow up what is below the mean, and one by a negative number would turn peaks into pits.
     """
-    top = x.amax((1, 2, 3), keepdim=True)
-    x = x / torch.where(top > 1e-6, top, torch.ones_like(top))
+    x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=1)
     local = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
     return (F.softplus(x - local) * F.softplus(x - x.mean(1, keepdim=True))).amax(1, keepdim=True)
 

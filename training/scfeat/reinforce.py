@@ -24,6 +24,7 @@ class DetectorConfig:
         threshold: a pair is good where both its epipolar distances are below this, in pixels.
         fundamental: reward by the fundamental-matrix error; False is the constant reward of the ablation.
         samples: random 8-point estimates per image pair.
+        sharpness: of the fundamental-matrix error; 1 is the paper's, which hardly tells good matches from noisy ones.
         good, bad: the constant rewards, also used where no matrix can be estimated.
         penalty: reward of every keypoint, whatever it matches.
         photometric: magnitude of the random photometric change.
@@ -34,6 +35,7 @@ class DetectorConfig:
     threshold: float = 2.0
     fundamental: bool = True
     samples: int = 100
+    sharpness: float = 1.0
     good: float = 1.0
     bad: float = -0.25
     penalty: float = -0.001
@@ -126,7 +128,14 @@ def detector_loss(
         error = None
         if config.fundamental:
             error = fundamental_error(
-                drawn0.points, drawn1.points, probability * good, fundamental, size, size, config.samples
+                drawn0.points,
+                drawn1.points,
+                probability * good,
+                fundamental,
+                size,
+                size,
+                config.samples,
+                config.sharpness,
             )
         gain = probability * pair_reward(good, error, config)
     # A pair's log-probability is the sum of its two keypoints': one weight for each keypoint is enough.

@@ -32,6 +32,8 @@ class Stage(nn.Module):
     def __init__(self, network: nn.Module, photometric: float) -> None:
         super().__init__()
         self.network = network
+        if hasattr(network, "raw"):  # also of the authors' weights the normalised map is what learns
+            network.raw = False  # type: ignore[assignment]
         self.photometric = Photometric(photometric)
         self.figures: dict[str, Tensor] = {}
 
