@@ -221,6 +221,38 @@ def test_a_store_of_other_photographs_is_refused_and_of_some_of_them_is_said(tmp
     assert "store: 1 of 2 photographs have an entry" in capsys.readouterr().out
 
 
+def test_photographs_that_do_not_fit_give_the_same_batches(tmp_path, capsys):
+    """Those in memory, those read ahead, and those drawn twice at the end of an epoch."""
+    photos, store = tmp_path / "photos", TeacherStore(tmp_path / "store")
+    photos.mkdir()
+    store.create({})
+    for n in range(5):
+        image = smooth_photo(seed=n).levels[0][0].numpy()
+        cv2.imwrite(str(photos / f"{n}.png"), image)
+        groups = np.full((1, *image.shape), n + 1, np.uint16)
+        entry = TeacherEntry(groups, groups > 3)
+        store.write(str(n), entry.arrays(), {**entry.meta(), "content": content_hash(photos / f"{n}.png")})
+    loader = PhotoLoader(1, teacher=store)
+    whole = load_photos([photos], loader)
+    some = load_photos([photos], loader, memory=2.5 * whole.photos[0].nbytes)
+    assert [isinstance(photo, Photo) for photo in some.photos] == [True, True, False, False, False]
+    assert "5 photographs take" in capsys.readouterr().out
+    assert identity(whole, []) == identity(some, []) and some.taught and not some.embedded
+    batches = []
+    for source in (whole, some):
+        pairs = HomographyPairs(source, (96, 64), "cpu", HomographyConfig())
+        torch.manual_seed(0)
+        batches.append([pairs.sample(3) for _ in range(4)] + [pairs.state()])
+    for one, two in zip(batches[0][:-1], batches[1][:-1], strict=True):
+        assert torch.equal(one.image0, two.image0) and torch.equal(one.groups1, two.groups1)
+    assert batches[0][-1] == batches[1][-1]
+    for path in photos.glob("*.png"):
+        path.unlink()
+    with pytest.raises(StoreError, match=r"[234]\.png: cannot be read"):
+        for _ in range(20):  # those that were read ahead are still there
+            some.draw(5)
+
+
 def test_the_identity_of_data_changes_with_every_content(tmp_path):
     def known():
         return identity(load_photos([tmp_path], PhotoLoader(1)), [])

@@ -12,7 +12,17 @@ from samfeat_core.poses import relative_pose
 from training.data.posed_pairs import View, dense_warp, make_pair
 from training.data.scene_pairs import ScenePairs
 from training.data.scenes import Quad, Scene, camera_pose, pinhole, texture_paths
-from training.data.stored_pairs import PairSampler, StoredPairs, crop_pair, read_pair, store_pairs, to_batch, write_pair
+from training.data.stored_pairs import (
+    AllPairs,
+    PairSampler,
+    StoredPairs,
+    crop_pair,
+    kept_pairs,
+    read_pair,
+    store_pairs,
+    to_batch,
+    write_pair,
+)
 from training.pairs import app
 
 SIZE = (160, 120)
@@ -229,3 +239,18 @@ def test_the_command_fills_a_cache(tmp_path):
     assert result.exit_code == 1 and "other settings" in result.output
     result = CliRunner().invoke(app, [*arguments, "--scenes", "moon"])
     assert result.exit_code == 2 and "scene kind ['moon']: expected some of room" in result.output
+
+
+def test_pairs_that_do_not_fit_are_read_when_needed(tmp_path, pairs, capsys):
+    for name in ("a", "b"):
+        for index in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            write_pair(tmp_path / name / f"pair_{index:06d}.npz", pairs[index])
+    every = AllPairs([StoredPairs(tmp_path / name) for name in ("a", "b")])
+    size = sum(part.nbytes for part in every[0].values())
+    kept, read = kept_pairs(every, 4 * size), kept_pairs(every, 4 * size - 1)
+    assert isinstance(kept, list) and read is every and len(kept) == len(read) == 4
+    assert "4 pairs take" in capsys.readouterr().out
+    for index in range(4):
+        np.testing.assert_array_equal(kept[index]["warp01"], read[index]["warp01"])
+    assert kept_pairs(AllPairs([]), 1e9) == []

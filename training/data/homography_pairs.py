@@ -184,8 +184,8 @@ class HomographyPairs:
         nowhere = torch.full((count, REFERENCES, 2), float("nan"), device=self.device)
         batch.reference0, batch.reference1 = nowhere, nowhere.clone()
         batch.reference_logits = torch.zeros(count, REFERENCES, device=self.device)
-        dimension = next(photo.references[0].descriptors.shape[1] for photo in self.photos.photos if photo.references)
-        batch.reference_descriptors = torch.zeros(count, REFERENCES, dimension, device=self.device)
+        shape = count, REFERENCES, self.photos.reference_dim
+        batch.reference_descriptors = torch.zeros(shape, device=self.device)
         into_views = torch.linalg.inv(views)
         for index, (photo, width) in enumerate(zip(photos, widths)):
             reference = photo.reference(width)

@@ -1,10 +1,11 @@
-"""Photographs in memory on the training device, so that the cores train and do not decode."""
+"""Photographs in memory on the training device, so that the cores train and do not decode; those that do not fit are
+read when they are needed, ahead of time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from training.data.photo_store import PhotoStore, SkipPhoto, StoreError, content
 from training.data.teacher_store import TeacherStore
 
 MOST_GROUPS = np.iinfo(np.int16).max
+AHEAD, READERS = 32, 4  # photographs on disk that are read before they are drawn, and threads that do
+PARTS = ("groups", "embedding", "keypoints", "references")  # what a photograph may have besides its pixels
 
 
 @dataclass
@@ -74,6 +77,23 @@ class Photo:
     def has_teacher(self) -> bool:
         return self.groups is not None
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """Those of `PARTS` that it has."""
+        having = {part: getattr(self, part) is not None for part in PARTS[:-1]}
+        return frozenset(part for part, there in {**having, PARTS[-1]: bool(self.references)}.items() if there)
+
+    @property
+    def reference_dim(self) -> int:
+        """Dimension of the reference features; 0 without."""
+        return self.references[0].descriptors.shape[1] if self.references else 0
+
+    @property
+    def nbytes(self) -> int:
+        rows = [(octave.points, octave.logits, octave.descriptors) for octave in self.references]
+        maps = (self.groups, self.edges, self.embedding, self.keypoints)
+        return sum(t.nbytes for t in (*self.levels, *maps, *(t for row in rows for t in row)) if t is not None)
+
     def level(self, step: float) -> int:
         """The pyramid level to sample from when one view pixel spans `step` photograph pixels."""
         return 0 if step < 1.5 else 1 if step < 3 else 2
@@ -93,31 +113,67 @@ class Photo:
         return self
 
 
+@dataclass(frozen=True)
+class PhotoOnDisk:
+    """A photograph that is read when it is needed; what is known of it without. See `Photo`."""
+
+    name: str
+    content: str
+    parts: frozenset[str]
+    reference_dim: int
+    path: Path
+    loader: PhotoLoader
+    device: torch.device | str
+
+    def read(self) -> Photo:
+        """StoreError: it could be read when the run began, and cannot any more."""
+        try:
+            return self.loader.load(self.path, self.name).to(self.device)
+        except (SkipPhoto, OSError) as error:
+            raise StoreError(f"{self.path}: {error}") from error
+
+
 @dataclass
 class PhotoSource:
     """A fixed set of photographs, drawn in shuffled epochs.
 
     Attributes:
-        photos: all of them, in memory.
+        photos: all of them, in memory or on disk.
         skipped: (path, reason) of those that could not be read.
     """
 
-    photos: list[Photo]
+    photos: Sequence[Photo | PhotoOnDisk]
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     _order: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.taught = any(photo.groups is not None for photo in self.photos)
-        self.embedded = any(photo.embedding is not None for photo in self.photos)
-        self.labelled = any(photo.keypoints is not None for photo in self.photos)
-        self.referenced = any(photo.references for photo in self.photos)
+        parts = frozenset().union(*(photo.parts for photo in self.photos))
+        self.taught, self.embedded, self.labelled, self.referenced = (part in parts for part in PARTS)
+        self.reference_dim = max((photo.reference_dim for photo in self.photos), default=0)
+        self._coming: dict[int, Future[Photo]] = {}
+        self._readers: ThreadPoolExecutor | None = None
 
     def draw(self, count: int) -> list[Photo]:
         """The next `count` photographs of the shuffled order (torch's global generator)."""
         while len(self._order) < count:
             self._order += torch.randperm(len(self.photos)).tolist()
         drawn, self._order = self._order[:count], self._order[count:]
-        return [self.photos[index] for index in drawn]
+        self._read_ahead(drawn + self._order[:AHEAD])
+        return [self._photo(index) for index in drawn]
+
+    def _read_ahead(self, indices: list[int]) -> None:
+        for index in indices:
+            photo = self.photos[index]
+            if isinstance(photo, PhotoOnDisk) and index not in self._coming:
+                self._readers = self._readers or ThreadPoolExecutor(READERS)
+                self._coming[index] = self._readers.submit(photo.read)
+
+    def _photo(self, index: int) -> Photo:
+        photo = self.photos[index]
+        if isinstance(photo, Photo):
+            return photo
+        coming = self._coming.pop(index, None)  # none for a second one in a batch, where an epoch ends
+        return photo.read() if coming is None else coming.result()
 
     def state(self) -> list[int]:
         """The rest of the current epoch's order, for resuming."""
@@ -231,16 +287,24 @@ def check_coverage(store: PhotoStore, have: int, photos: int) -> None:
 
 
 def load_photos(
-    folders: Sequence[str | Path], loader: PhotoLoader, device: torch.device | str = "cpu", workers: int = 4
+    folders: Sequence[str | Path],
+    loader: PhotoLoader,
+    device: torch.device | str = "cpu",
+    workers: int = 4,
+    memory: float = math.inf,
 ) -> PhotoSource:
-    """Every photograph of the folders, in memory; those that cannot be used are listed and skipped.
+    """Every photograph of the folders; those that cannot be used are listed and skipped.
+
+    Args:
+        memory: bytes. Photographs beyond it are not kept, but read again each time they are needed.
 
     Raises:
         StoreError: a folder has no photographs, or none of them can be used; a store has an entry of none of them.
     """
     found = [photo for folder in folders for photo in find_photos(folder)]
     skipped: list[tuple[Path, str]] = []
-    photos: list[Photo] = []
+    photos: list[Photo | PhotoOnDisk] = []
+    kept = needed = 0
 
     def decode(path: Path, name: str) -> Photo | str:
         try:
@@ -253,17 +317,24 @@ def load_photos(
         for source, result in zip(found, progress(results, "photographs", "photo", total=len(found))):
             if isinstance(result, str):
                 skipped.append((source.path, result))
-            else:
+                continue
+            needed += result.nbytes
+            if needed <= memory:
+                kept = needed
                 photos.append(result.to(device))
+            else:
+                known = result.name, result.content, result.parts, result.reference_dim
+                photos.append(PhotoOnDisk(*known, source.path, loader, device))
     for path, reason in skipped:
         tqdm.write(f"skipped {path}: {reason}")
     if not photos:
         raise StoreError(f"none of the {len(found)} photographs under {', '.join(map(str, folders))} could be used")
-    for store, have in (
-        (loader.teacher, [photo.has_teacher for photo in photos]),
-        (loader.labels, [photo.keypoints is not None for photo in photos]),
-        (loader.features, [bool(photo.references) for photo in photos]),
-    ):
+    if kept < needed:
+        tqdm.write(
+            f"{len(photos):,} photographs take {needed / 1e9:.2g} GB: {kept / 1e9:.2g} GB stay in memory, "
+            "the others are read when they are needed"
+        )
+    for store, part in ((loader.teacher, "groups"), (loader.labels, "keypoints"), (loader.features, "references")):
         if store is not None:
-            check_coverage(store, sum(have), len(photos))
+            check_coverage(store, sum(part in photo.parts for photo in photos), len(photos))
     return PhotoSource(photos, skipped)

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from samfeat_core.errors import FileError
 from samfeat_core.files import replacing, write_json
@@ -89,6 +90,30 @@ class StoredPairs:
 
     def __getitem__(self, index: int) -> Pair:
         return read_pair(self.paths[index])
+
+
+class AllPairs:
+    """The pairs of several folders, one after the other."""
+
+    def __init__(self, folders: Sequence[StoredPairs]) -> None:
+        self.paths = [path for folder in folders for path in folder.paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Pair:
+        return read_pair(self.paths[index])
+
+
+def kept_pairs(source: AllPairs, memory: float) -> PairSource:
+    """The pairs in memory, if they take no more bytes; else the source itself, which reads them one by one."""
+    if not len(source):
+        return []
+    needed = sum(part.nbytes for part in source[0].values()) * len(source)
+    if needed <= memory:
+        return [source[index] for index in range(len(source))]
+    tqdm.write(f"{len(source):,} pairs take {needed / 1e9:.2g} GB: they are read when they are needed")
+    return source
 
 
 def store_pairs(source: PairSource, folder: Path, settings: dict[str, Any], description: str = "pairs") -> None:

@@ -19,7 +19,7 @@ from training.data.pairs import PairBatch, concatenate
 from training.data.photo_store import PhotoStore
 from training.data.photometric import Photometric
 from training.data.photos import PhotoLoader, PhotoSource, load_photos
-from training.data.stored_pairs import Pair, PairSampler, StoredPairs
+from training.data.stored_pairs import AllPairs, PairSampler, PairSource, StoredPairs, kept_pairs
 from training.data.teacher_store import TeacherStore
 from training.loop.config import at_least
 from training.samfeat.losses.matching import CELL
@@ -44,6 +44,7 @@ class DataConfig:
         batch: pairs per step and process.
         parallax: share of every batch that comes from `pairs`.
         long_side: photographs are decoded no larger than this.
+        memory: gigabytes of photographs, and of pairs, that a process keeps. The others are read when they are needed.
         validation: share of the photographs held out to select the best checkpoint.
 
     Raises:
@@ -59,6 +60,7 @@ class DataConfig:
     batch: int = 8
     parallax: float = 0.25
     long_side: int = 640
+    memory: float = 16.0
     validation: float = 0.03
     homography: HomographyConfig = HomographyConfig()
 
@@ -81,7 +83,7 @@ class PreparedData:
 
     photos: PhotoSource
     held_out: PhotoSource
-    parallax: list[Pair]
+    parallax: PairSource
     identity: str
 
 
@@ -103,9 +105,9 @@ def prepare(config: DataConfig, model: str, device: torch.device) -> PreparedDat
         opened(FeatureStore(config.features)) if config.features else None,
     )
     stored = [StoredPairs(folder) for folder in config.pairs if config.parallax]
-    every = load_photos(config.photos, loader, device)
+    every = load_photos(config.photos, loader, device, memory=config.memory * 1e9)
     photos, held_out = hold_out(every, config.validation)
-    parallax = [pairs[index] for pairs in stored for index in range(len(pairs))]
+    parallax = kept_pairs(AllPairs(stored), config.memory * 1e9)
     return PreparedData(photos, held_out, parallax, identity(every, stored))
 
 
@@ -160,7 +162,7 @@ class MixedSource:
 def training_source(data: PreparedData, config: DataConfig, device: torch.device) -> MixedSource:
     """Where batches come from, as the configuration mixes them."""
     photos = HomographyPairs(data.photos, config.size, device, config.homography)
-    if not data.parallax:
+    if not len(data.parallax):
         return MixedSource(photos, None, config.parallax)
     teach = PairTeacher(TeacherStore(config.teacher), data.parallax, device).add if config.teacher else None
     return MixedSource(photos, PairSampler(data.parallax, config.size, COLOUR, device, teach), config.parallax)
