@@ -12,6 +12,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from samfeat_core.weights import load_network, load_state
+from training.evaluation.card import model_card
 from training.loop.config import build, load_config, read_tree
 from training.recipe import Recipe, app
 from training.samfeat.train import SamfeatConfig
@@ -130,3 +131,10 @@ def test_shipped_recipes_name_configurations_that_load(path, tmp_path):
             run = load_config(ROOT / words[words.index("--config") + 1], overrides, METHODS)
             assert isinstance(run, SamfeatConfig) and run.model == plan.model
             run.check_losses()
+
+
+def test_a_card_has_a_table_of_every_level_of_stress():
+    levels = [{"level": 15, "right": 200.4, "share": 80.6}, {"level": 90, "right": 3, "share": 2}]
+    result = {"extractor": "mine", "suite": "stress", "dataset": "roll", "kind": "stress", "pairs": 4, "levels": levels}
+    card = model_card("mine", {}, {}, {"evaluate": {"seconds": 60, "command": "evaluate"}}, [result], "make")
+    assert "| roll, 4 pairs | 15 | % | 90 | % |\n|---|---|---|---|---|\n| mine | 200 | 81 | 3 | 2 |" in card

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from training.evaluation.report import COLUMNS, cell
+from training.evaluation.report import cell, columns
 
 WIDTH = 120
-# columns of `report.COLUMNS` that the card shows; the report has all
+# columns that the card shows, and those of all levels of stress; the report has all
 SHOWN = {
     "homography": ("matches", "correct", "mma.1", "mma.3", "mma.5"),
     "pose": ("matches", "inliers", "auc.5", "auc.10", "auc.20"),
+    "stress": (),
 }
 
 
@@ -68,9 +69,10 @@ def _tables(results: Sequence[dict]) -> list[str]:
     tables = []
     for dataset in dict.fromkeys(result["dataset"] for result in results if result["kind"] in SHOWN):
         rows = [result for result in results if result["dataset"] == dataset]
-        columns = [column for column in COLUMNS[rows[0]["kind"]] if column[1] in SHOWN[rows[0]["kind"]]]
-        lines = [[f"{dataset}, {rows[0]['pairs']} pairs", *(name for name, _, _ in columns)]]
-        lines += [[row["extractor"], *(cell(row, key, digits) for _, key, digits in columns)] for row in rows]
+        shown = SHOWN[rows[0]["kind"]]
+        kept = [column for column in columns(rows[0]) if column[1] in shown or column[1].startswith("levels.")]
+        lines = [[f"{dataset}, {rows[0]['pairs']} pairs", *(name for name, _, _ in kept)]]
+        lines += [[row["extractor"], *(cell(row, key, digits) for _, key, digits in kept)] for row in rows]
         tables.append(_markdown(lines))
     return tables
 
