@@ -74,23 +74,10 @@ def spread(function: Callable[[], Any], runs: int, wait: Callable[[], None]) -> 
     return percentiles(times, (50, 90)) or {}
 
 
-def resident(engine: Engine, image: np.ndarray, mask: np.ndarray, device: str) -> Callable[[], Any] | None:
+def resident(engine: Engine, image: np.ndarray, mask: np.ndarray) -> Callable[[], Any] | None:
     """A call that runs the engine on tensors which stay on the device; None where it has no such thing."""
-    import torch
-
-    if hasattr(engine, "run"):
-        engine(image, mask)  # leaves image and mask in the engine's own input tensors
-        return engine.run
-    if not hasattr(engine, "graph"):
-        return None
-    inputs = [torch.from_numpy(array).to(device) for array in (image[None], mask[None, None])]
-    graph = engine.graph
-
-    def run() -> object:
-        with torch.inference_mode():
-            return graph(*inputs)
-
-    return run
+    engine(image, mask)  # leaves image and mask in the engine's own input tensors
+    return getattr(engine, "run", None)
 
 
 def agreement(found: RawFeatures, reference: RawFeatures) -> tuple[float, float]:
@@ -152,7 +139,7 @@ class Bench:
         if name == "eager":
             self.reference = found
         share, cosine = (None, None) if self.reference is None else agreement(found, self.reference)
-        on_device = resident(engine, image, mask, self.device)
+        on_device = resident(engine, image, mask)
         return {
             "build_s": build,
             "device_ms": None if on_device is None else spread(on_device, self.runs, wait),

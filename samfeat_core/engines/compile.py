@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from threading import Lock
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from samfeat_core.engines import Job, RawFeatures
-from samfeat_core.engines.eager import example_inputs, extraction_graph
+from samfeat_core.engines import Job
+from samfeat_core.engines.eager import extraction_graph
+from samfeat_core.engines.staging import PackedGraph, StagedEngine
 from samfeat_core.errors import EngineError, SamfeatError
 
 WARM_UP_RUNS = 3
@@ -19,27 +20,19 @@ _LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") e
 setattr(torch._dynamo.config, _LIMIT, 256)
 
 
-class CompiledEngine:
+class CompiledEngine(StagedEngine):
     """A compiled graph on the CPU."""
 
     name = "compile"
 
     def __init__(self, job: Job) -> None:
-        self.graph = torch.compile(extraction_graph(job), fullgraph=True, dynamic=False)
-        self.inputs = example_inputs(job)
+        super().__init__(job)
+        self.graph = torch.compile(PackedGraph(extraction_graph(job)), fullgraph=True, dynamic=False)
         self.run()
 
     @torch.inference_mode()
-    def run(self) -> tuple[torch.Tensor, ...]:
-        """Run on `inputs`, the tensors that stay where they are."""
+    def run(self) -> Tensor:
         return self.graph(*self.inputs)
-
-    @torch.inference_mode()
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
-        self.inputs[0].copy_(torch.from_numpy(image[None]))
-        self.inputs[1].copy_(torch.from_numpy(mask[None, None]))
-        keypoints, scores, descriptors, weights = (out.cpu().numpy() for out in self.run())
-        return keypoints, scores, descriptors, weights
 
 
 class CudaGraphEngine(CompiledEngine):
@@ -50,9 +43,9 @@ class CudaGraphEngine(CompiledEngine):
     """
 
     def __init__(self, job: Job) -> None:
+        StagedEngine.__init__(self, job)
         graph = extraction_graph(job, half=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.graph = torch.compile(graph, fullgraph=True, dynamic=False)
-        self.inputs = example_inputs(job)
+        self.graph = torch.compile(PackedGraph(graph), fullgraph=True, dynamic=False)
         self.recorded = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -62,11 +55,11 @@ class CudaGraphEngine(CompiledEngine):
                     self.graph(*self.inputs)
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(self.recorded, capture_error_mode="thread_local"):  # other threads may allocate
-                self.outputs = self.graph(*self.inputs)
+                self.output = self.graph(*self.inputs)
 
-    def run(self) -> tuple[torch.Tensor, ...]:
+    def run(self) -> Tensor:
         self.recorded.replay()
-        return self.outputs
+        return self.output
 
 
 def build(job: Job) -> CompiledEngine:

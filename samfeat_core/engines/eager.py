@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samfeat_core.detection import ExtractionGraph
-from samfeat_core.engines import Job, RawFeatures
+from samfeat_core.engines import Job
+from samfeat_core.engines.staging import PackedGraph, StagedEngine
 from samfeat_core.errors import EngineError
 from samfeat_core.quantization import halve
 from samfeat_core.weights import load_network
@@ -35,26 +35,25 @@ def _shared_network(name: str, weights: Path, changed_ns: int, device: str) -> n
 
 
 def example_inputs(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
-    """An image and a mask of the job's shape, for tracing and warming up."""
+    """An image and a mask of the job's shape, for tracing."""
     image = torch.randint(0, 255, (1, job.spec.channels, job.height, job.width), dtype=torch.uint8)
     return image.to(job.device), torch.ones(1, 1, job.height, job.width, dtype=torch.uint8, device=job.device)
 
 
-class EagerEngine:
+class EagerEngine(StagedEngine):
     """Runs the graph operation by operation."""
 
     name = "eager"
 
     def __init__(self, job: Job) -> None:
-        self.device = job.device
+        super().__init__(job)
         changed_ns = job.weights.stat().st_mtime_ns if job.weights.exists() else 0
-        self.graph = extraction_graph(job, network=_shared_network(job.spec.name, job.weights, changed_ns, job.device))
+        network = _shared_network(job.spec.name, job.weights, changed_ns, job.device)
+        self.graph = PackedGraph(extraction_graph(job, network=network))
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
-        tensors = (torch.from_numpy(array).to(self.device) for array in (image[None], mask[None, None]))
-        keypoints, scores, descriptors, weights = (out.cpu().numpy() for out in self.graph(*tensors))
-        return keypoints, scores, descriptors, weights
+    def run(self) -> Tensor:
+        return self.graph(*self.inputs)
 
 
 def build(job: Job) -> EagerEngine:
@@ -62,8 +61,7 @@ def build(job: Job) -> EagerEngine:
     try:
         engine = EagerEngine(job)
         if job.device != "cpu":
-            with torch.inference_mode():
-                engine.graph(*example_inputs(job))
+            engine.run()
             torch.cuda.synchronize(job.device)
         return engine
     except RuntimeError as error:

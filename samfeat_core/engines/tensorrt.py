@@ -7,37 +7,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch_tensorrt  # type: ignore[import-not-found]
+from torch import Tensor
 
-from samfeat_core.engines import TENSORRT_TOP_K, Job, RawFeatures, cache
+from samfeat_core.engines import TENSORRT_TOP_K, Job, cache
 from samfeat_core.engines.eager import example_inputs, extraction_graph
+from samfeat_core.engines.staging import PackedGraph, StagedEngine
 from samfeat_core.errors import EngineError, SamfeatError
 
 MODULE_FILE = "engine.ep"
 
 
-class TensorRtEngine:
+class TensorRtEngine(StagedEngine):
     """Runs a TensorRT module; operations that TensorRT lacks stay in PyTorch."""
 
     name = "tensorrt"
 
     def __init__(self, module: torch.nn.Module, job: Job) -> None:
+        super().__init__(job)
         self.module = module
-        self.inputs = example_inputs(job)
         self.run()
 
     @torch.inference_mode()
-    def run(self) -> tuple[torch.Tensor, ...]:
-        """Run on `inputs`, the tensors that stay on the device."""
+    def run(self) -> Tensor:
         return self.module(*self.inputs)
-
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
-        self.inputs[0].copy_(torch.from_numpy(image[None]))
-        self.inputs[1].copy_(torch.from_numpy(mask[None, None]))
-        keypoints, scores, descriptors, weights = (out.float().cpu().numpy() for out in self.run())
-        return keypoints, scores, descriptors, weights
 
 
 def cache_path(job: Job) -> Path:
@@ -69,7 +63,7 @@ def _build(job: Job) -> TensorRtEngine:
     if kept is None:
         inputs = list(example_inputs(job))
         # Precisions are those of the graph: half in the network, single for positions.
-        graph = extraction_graph(job, half=True)
+        graph = PackedGraph(extraction_graph(job, half=True))
         module = torch_tensorrt.compile(graph, ir="dynamo", inputs=inputs, use_explicit_typing=True)
         kept = cache.store(
             path, lambda folder: torch_tensorrt.save(module, str(folder / MODULE_FILE), inputs=inputs), job.log
