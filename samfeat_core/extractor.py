@@ -26,6 +26,7 @@ from samfeat_core.engines import (
     fingerprint,
     kept_at,
 )
+from samfeat_core.engines.choice import prefer
 from samfeat_core.errors import NoEngineError, WeightsError
 from samfeat_core.features import MAX_SIDE, Features
 from samfeat_core.models import Detection, ModelSpec, model_spec
@@ -110,9 +111,7 @@ class FeatureExtractor:
         spec = model_spec(name)
         log = log or (lambda level, text: getattr(logging.getLogger("samfeat_core"), level)(text))
         chosen, why = choose_device(device, engine)
-        names, missing = candidates(engine, chosen)
-        notes = "; ".join(([why] if chosen == "cpu" and device == "auto" else []) + missing)
-        log("info", f"model {name}, engine {names[0]}, device {chosen}" + (f" ({notes})" if notes else ""))
+        names, notes = candidates(engine, chosen)
         path = find_weights(name, weights)
         usual = spec.detection(path)
         detection = Detection(
@@ -122,6 +121,12 @@ class FeatureExtractor:
             usual.refine if refine is None else refine,
         )
         default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samfeat_ros"
+        cache = Path(cache_dir).expanduser() if cache_dir else default_cache
+        if engine == "auto":
+            names, reasons = prefer(names, chosen, name, path, cache, log)
+            notes = notes + reasons
+        said = "; ".join(([why] if chosen == "cpu" and device == "auto" else []) + notes)
+        log("info", f"model {name}, engine {names[0]}, device {chosen}" + (f" ({said})" if said else ""))
         return cls(
             spec,
             path,
@@ -132,7 +137,7 @@ class FeatureExtractor:
             detection=detection,
             border=checked("border", border, 0, 256),
             resize=None if resize is None else checked("resize", resize, 32, MAX_SIDE),
-            cache_dir=Path(cache_dir).expanduser() if cache_dir else default_cache,
+            cache_dir=cache,
         )
 
     @property

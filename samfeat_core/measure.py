@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -27,12 +28,27 @@ def percentiles(values: Iterable[float] | np.ndarray, ranks: tuple[int, ...] = R
 
 def cpu_name() -> str:
     """The CPU's model as Linux names it, else what Python knows."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Names of the instruction sets of an x86 CPU as Linux has them (avx2, avx512_vnni, ...); empty elsewhere."""
+    return set(_cpu_info("flags").split())
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache
+def _cpu_info(key: str) -> str:
+    """The first value of that name in /proc/cpuinfo; "" where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def gpu_name() -> str | None:
@@ -53,7 +69,7 @@ def machine() -> dict[str, object]:
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "gpu": gpu_name(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": cpu_count(),
         "load_average": list(os.getloadavg()),
         "python": platform.python_version(),
         "numpy": np.__version__,

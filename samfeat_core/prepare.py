@@ -1,4 +1,4 @@
-"""Build engines ahead of time, so that a node or a container starts at once:
+"""Build engines and compile the tracker ahead of time, so that a node or a container starts at once:
 
     python -m samfeat_core.prepare 640x480 --engine openvino --cache-dir /var/cache/samfeat
 
@@ -9,11 +9,13 @@ line on stderr.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 from collections.abc import Callable
 
 from samfeat_core.errors import SamfeatError, one_line
 from samfeat_core.extractor import FeatureExtractor
+from samfeat_core.tracking import make_tracker
 
 
 def yes_or_no(text: str) -> bool:
@@ -52,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     given = {name: value for name, value in vars(parser().parse_args(arguments)).items() if value is not None}
     sizes = given.pop("sizes")
+    # Beside the engines: it takes seconds, too, and neither needs the other.
+    tracker = multiprocessing.get_context("spawn").Process(target=make_tracker, args=("hybrid",), daemon=True)
+    tracker.start()
     try:
         extractor = FeatureExtractor.from_pretrained(**given, log=lambda level, text: print(f"{level}: {text}"))
         for width, height in sizes:
@@ -59,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (SamfeatError, ValueError) as error:
         print(one_line(error), file=sys.stderr)
         return 1
+    tracker.join()
     return 0
 
 

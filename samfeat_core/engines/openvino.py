@@ -82,6 +82,10 @@ def build(
 
 def convert(graph: nn.Module, inputs: tuple[Tensor, ...]) -> ov.Model:
     """Trace a graph at the static shape of its inputs."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of shapes that are constants here on purpose
-        return ov.convert_model(graph, example_input=inputs, input=[tuple(tensor.shape) for tensor in inputs])
+        # Traced here, because the converter would have the trace checked by further runs, for half of the build.
+        traced = torch.jit.trace(graph, inputs, check_trace=False)
+        return ov.convert_model(traced, example_input=inputs, input=[tuple(tensor.shape) for tensor in inputs])

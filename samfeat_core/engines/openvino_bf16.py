@@ -1,8 +1,8 @@
 """OpenVINO in bfloat16, on CPUs that have it: about two thirds of the time, and nearly the same features.
 
 Eight bits of mantissa make scores equal that are not, so that other points are among the best K: 92 % of the keypoints
-of full precision are found to 0.1 px (`benchmarks/cuda_engines.py --device cpu`). That is less than engines promise, so
-`auto` never takes it.
+of full precision are found to 0.1 px (`benchmarks/cuda_engines.py --device cpu`); `samfeat_core.engines.choice` knows
+with which weights it is as accurate nevertheless.
 """
 
 from __future__ import annotations

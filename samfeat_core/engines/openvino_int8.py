@@ -2,7 +2,7 @@
 
 Needs the ranges that `python -m training.calibrate` measured (`samfeat_core.quantization`); those of the shipped
 weights are there. 90 % of the keypoints of full precision are found to 0.1 px (`benchmarks/cuda_engines.py --device
-cpu`). That is less than engines promise, so `auto` never takes it.
+cpu`); `samfeat_core.engines.choice` knows with which weights it is as accurate nevertheless.
 """
 
 from __future__ import annotations

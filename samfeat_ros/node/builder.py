@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections import OrderedDict
@@ -78,7 +79,8 @@ class EngineBuilder:
             self._wake.notify()
             child = self._child
         if child is not None:
-            child.kill()
+            with suppress(OSError):  # it has just ended
+                os.killpg(child.pid, signal.SIGKILL)  # with what it has started
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 

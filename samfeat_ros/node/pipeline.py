@@ -80,6 +80,7 @@ class Pipeline:
         self._stamp_ns: int | None = None
         self._must_reset = False
         self.set_parameters(parameters)
+        self._apply(parameters)  # the tracker loads its compiled code now, not with the first frame
 
     def set_parameters(self, parameters: Parameters) -> None:
         """Use these parameters from the next frame on."""

@@ -87,13 +87,22 @@ def score_pair(
 
 
 def score_points(
-    points0: np.ndarray, points1: np.ndarray, cameras: tuple[dict, dict], transform: np.ndarray, threshold_px: float
+    points0: np.ndarray,
+    points1: np.ndarray,
+    cameras: tuple[dict, dict],
+    transform: np.ndarray,
+    threshold_px: float,
+    seed: int = 0,
 ) -> tuple[int, float]:
-    """Inliers and pose error of corresponding pixels (M, 2) in images of two poselib cameras; inf for fewer than 5."""
+    """Inliers and pose error of corresponding pixels (M, 2) in images of two poselib cameras; inf for fewer than 5.
+
+    seed: of RANSAC's draws.
+    """
     if len(points0) < 5:
         return 0, float("inf")
+    options = {"max_epipolar_error": threshold_px, "seed": seed}
     pose, info = poselib.estimate_relative_pose(
-        points0.astype(np.float64), points1.astype(np.float64), *cameras, {"max_epipolar_error": threshold_px}, {}
+        points0.astype(np.float64), points1.astype(np.float64), *cameras, options, {}
     )
     error = max(pose_error(pose.R, pose.t, transform[:3, :3], transform[:3, 3]))
     return int(info["num_inliers"]), float(error) if np.isfinite(error) else float("inf")
