@@ -110,13 +110,11 @@ def _rivals(first: str, device: str, model: str, weights: Path) -> tuple[list[st
 
     They run on the library of the first one; what runs on others was slower everywhere.
     """
-    rivals, notes = [], []
+    by_reason: dict[str | None, list[str]] = {None: []}
     for engine in BY_DEVICE[device.partition(":")[0]]:
         if engine in INEXACT and LIBRARY[engine] == LIBRARY[first]:
-            reason = _why_not(engine, model, weights)
-            rivals += [] if reason else [engine]
-            notes += [f"{engine}: {reason}"] if reason else []
-    return rivals, notes
+            by_reason.setdefault(_why_not(engine, model, weights), []).append(engine)
+    return by_reason.pop(None), [f"{', '.join(engines)}: {reason}" for reason, engines in by_reason.items()]
 
 
 def _why_not(engine: str, model: str, weights: Path) -> str | None:
@@ -124,7 +122,7 @@ def _why_not(engine: str, model: str, weights: Path) -> str | None:
         return f"this CPU has none of {', '.join(sorted(NEEDS[engine]))}"
     row = _rows().get((model, engine))
     if row is None or row.weights != identity(engine, weights):
-        return "its accuracy with these weights has not been measured"
+        return "accuracy with these weights not measured"
     return None if row.as_accurate else "less accurate with these weights"
 
 

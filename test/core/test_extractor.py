@@ -175,7 +175,7 @@ def test_ranges_of_other_weights_are_not_used(calibrated, tmp_path):
     assert extractor.engine_name == "openvino" and "measured with other weights" in lines[1][1]
 
 
-def test_auto_takes_exact_engines_only():
+def test_the_candidates_are_exact_unless_named():
     assert candidates("auto", "cpu")[0][0] == "openvino"
     for name in ("openvino_bf16", "openvino_int8"):
         assert name not in candidates("auto", "cpu")[0] + candidates("eager", "cpu")[0]
@@ -382,7 +382,9 @@ def test_auto_says_what_it_chose_and_why(weights, tmp_path):
     lines = []
     make(weights, tmp_path, engine="auto", log=lambda level, text: lines.append((level, text)))
     FeatureExtractor.from_pretrained(weights=weights, log=lambda level, text: lines.append((level, text)))
-    assert lines[0] == ("info", "model samfeat-nano, engine openvino, device cpu")
+    # these weights are random numbers: nobody has measured how accurate the faster engines are with them
+    assert lines[0][0] == "info" and lines[0][1].startswith("model samfeat-nano, engine openvino, device cpu (")
+    assert "openvino_int8: " in lines[0][1]
     assert lines[1][0] == "info" and "device cpu (no CUDA" in lines[1][1]
 
 
