@@ -5,6 +5,7 @@
 #   make test                              lint, types, tests
 #   make fuzz N=50000 SEED=1               damaged messages for everything that reads messages
 #   make soak MINUTES=30                   the node, treated badly for a while
+#   make bench                             every engine and model beside ORB and SIFT; report in out/bench
 #   make lock | sbom                       requirements.lock anew; what is installed, as out/sbom.json (CycloneDX)
 #   make mutants                           are faults in the core seen by its tests? hours; see CONTRIBUTING.md
 #   make setup | lint | test-slow | clean | distclean
@@ -25,7 +26,7 @@ ifneq ($(READY),)
 unexport PYTHONPATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE ROS_DISTRO RMW_IMPLEMENTATION COLCON_PREFIX_PATH
 endif
 
-.PHONY: help setup demo test test-slow fuzz soak lock sbom mutants lint clean distclean
+.PHONY: help setup demo test test-slow fuzz soak bench lock sbom mutants lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -89,6 +90,10 @@ fuzz: $(READY)
 MINUTES ?= 30
 soak: $(READY)
 	$(PY) test/soak.py --minutes $(MINUTES) --seed $(SEED) --output $(OUT)/soak
+
+# BENCH_ARGS="--peer module:function" measures one of yours in the same run
+bench: $(READY)
+	$(PY) benchmarks/bench.py --output $(OUT)/bench $(BENCH_ARGS)
 
 # MUTANTS="NAME ..." takes some of them; * stands for anything
 mutants: $(READY)

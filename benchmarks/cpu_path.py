@@ -13,9 +13,11 @@ JSON file:
     machine    `samfeat_core.measure.machine`
     settings   {"width", "height", "max_keypoints", "threads", "frames", "images", "load_before"}; load_before is the
                load average before the run: well above 0 means that other work was timed too
-    results    per extractor: extract_ms, track_ms, total_ms, each {"p50", "p90"}; hz (frames through the whole path in
-               the time they took); keypoints, matches, inliers (mean per frame); times_orb, times_sift (its median
-               total over theirs)
+    results    per extractor: extract_ms, track_ms, total_ms, each {"p50", "p90", "p99"}; frames (measured); hz (frames
+               through the whole path in the time they took); keypoints, matches, inliers (mean per frame); times_orb,
+               times_sift (its median total over theirs)
+
+`make bench` (benchmarks/bench.py) runs this for all engines, sizes and budgets.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 KITCHEN = "eval/sequences/kitchen/image"  # below the data's folder
 BLOCK = 20
+LEAST = 3  # frames measured of even the slowest
 STAGES = ("extract_ms", "track_ms", "total_ms")
 
 
@@ -65,6 +68,14 @@ def load_frames(folder: Path | None, size: tuple[int, int], count: int) -> list[
         raise ValueError(f"{folder}: expected a folder with at least two images")
     images = (read_image(path) for path in files[:count])
     return [image if image.shape[1::-1] == size else cv2.resize(image, size) for image in images]
+
+
+def footage() -> Path | None:
+    """The folder of frames to take: the kitchen, where the evaluation data is; else None, a moving view."""
+    from training.environment import data_folder
+
+    kitchen = data_folder() / KITCHEN
+    return kitchen if kitchen.is_dir() else None
 
 
 def moving_view(size: tuple[int, int], count: int) -> list[np.ndarray]:
@@ -123,10 +134,29 @@ class Runner:
         self.times.append(((extracted - start) * 1e3, (tracked - extracted) * 1e3))
         self.counts.append((len(features), len(matches), int(matches.inlier.sum())))
 
-    def forget(self) -> None:
-        """Drops what was measured so far (the warm-up)."""
+    def warm_up(self, count: int, seconds: float) -> None:
+        """Steps that are not measured: so many, or as many as the time allows, at least one."""
+        end = time.perf_counter() + seconds
+        for _ in range(count):
+            self.step()
+            if time.perf_counter() > end:
+                break
         self.times.clear()
         self.counts.clear()
+
+    def is_done(self, count: int, seconds: float) -> bool:
+        """So many frames were measured, or for so long; but `LEAST` at least."""
+        spent = sum(map(sum, self.times)) / 1e3
+        return len(self.times) >= (count if spent < seconds else min(count, LEAST))
+
+    def block(self, count: int, seconds: float) -> None:
+        """Up to `BLOCK` frames, after one that brings the caches back to this extractor and is dropped."""
+        self.step()
+        del self.times[-1], self.counts[-1]
+        for _ in range(BLOCK):
+            if self.is_done(count, seconds):
+                break
+            self.step()
 
     def result(self) -> dict:
         import numpy as np
@@ -136,10 +166,11 @@ class Runner:
         extract, track = np.array(self.times).T
         keypoints, matches, inliers = np.mean(self.counts, axis=0)
         columns = dict(zip(STAGES, (extract, track, extract + track), strict=True))
-        spread = {name: percentiles(ms, (50, 90)) for name, ms in columns.items()}
+        spread = {name: percentiles(ms) for name, ms in columns.items()}
         return {
             "extractor": self.label,
             **spread,
+            "frames": len(self.times),
             "hz": float(1e3 / np.mean(extract + track)),
             "keypoints": float(keypoints),
             "matches": float(matches),
@@ -147,20 +178,19 @@ class Runner:
         }
 
 
-def measure(paths: Sequence[Runner], count: int, warm_up: int = 5) -> list[dict]:
-    """``count`` frames through every path, in turns of a block each, and the ratios to ORB and SIFT."""
+def measure(paths: Sequence[Runner], count: int, seconds: float = float("inf"), warm_up: int = 5) -> list[dict]:
+    """Every path in turns of a block each, until each has `count` frames or was measured for `seconds`; and the ratios
+    to ORB and SIFT."""
     from tqdm import tqdm
 
     for path in paths:
-        for _ in range(warm_up):
-            path.step()
-        path.forget()
-    for start in tqdm(range(0, count, BLOCK), desc="blocks", leave=False, disable=None):
-        for path in paths:
-            path.step()  # brings the caches back to this extractor; dropped below
-            del path.times[-1], path.counts[-1]
-            for _ in range(min(BLOCK, count - start)):
-                path.step()
+        path.warm_up(warm_up, seconds)
+    with tqdm(total=count * len(paths), desc="frames", leave=False, disable=None) as bar:
+        while waiting := [path for path in paths if not path.is_done(count, seconds)]:
+            for path in waiting:
+                path.block(count, seconds)
+            bar.n = sum(count if path.is_done(count, seconds) else len(path.times) for path in paths)
+            bar.refresh()
     results = [path.result() for path in paths]
     for name in ("orb", "sift"):
         base = next((result["total_ms"]["p50"] for result in results if result["extractor"] == name), None)
@@ -210,14 +240,12 @@ def main(
     from samfeat_core.errors import SamfeatError
     from samfeat_core.files import write_json
     from samfeat_core.measure import machine
-    from training.environment import data_folder
     from training.evaluation.extractors import resolve
 
     load = os.getloadavg()[0]
     ours = itertools.product(extractor or ["samfeat-nano"], engine or ["auto"], tracker or ["match"])
     others = ((name, "auto", "match") for name in ("orb", "sift", *(peer or [])))
-    kitchen = data_folder() / KITCHEN
-    folder = images or (kitchen if kitchen.is_dir() else None)
+    folder = images or footage()
     try:
         pictures = load_frames(folder, (width, height), frames)
         paths = [

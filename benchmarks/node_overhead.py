@@ -33,7 +33,7 @@ def main(frames: int = 200, width: int = 640, height: int = 480, rate: float = 1
     """Measure the node on a moving texture, published at `rate` Hz."""
     prepare_environment()
     parameters = {"device": "cpu", "weights": weights, "image_width": width, "image_height": height}
-    images = list(_images(frames, width, height, rate))
+    images = list(moving_images(frames, width, height, rate))
     with NodeProcess(parameters) as process, Playback(process) as playback:
         playback.wait_until_ready(images[0])
         playback.play(images)
@@ -41,7 +41,7 @@ def main(frames: int = 200, width: int = 640, height: int = 480, rate: float = 1
     _print(playback.status, percentiles(latencies))
 
 
-def _images(frames: int, width: int, height: int, rate: float) -> Iterator[ImageMessage]:
+def moving_images(frames: int, width: int, height: int, rate: float) -> Iterator[ImageMessage]:
     """Views of a texture that slides by two pixels a frame."""
     from rclpy.serialization import serialize_message
     from std_msgs.msg import Header

@@ -161,8 +161,7 @@ class Playback:
         Raises:
             NodeError: the node ended, refuses all of these images, or the process's timeout passed.
         """
-        until = time.monotonic() + self.process.timeout
-        self._wait_for(self._is_heard, until, "does not subscribe to the images")
+        until = self.wait_until_heard()
         for count, message in enumerate(cycle(messages)):
             if self._expected <= self._seen:
                 break
@@ -174,6 +173,16 @@ class Playback:
             self._wait_for(lambda: self._expected <= self._seen, pause, what, must=pause >= until)
         self._restart(until)
         self.diagnostics.clear()
+
+    def wait_until_heard(self) -> float:
+        """Wait until the node subscribes to the images; the time by which all must be ready, of `time.monotonic()`.
+
+        Raises:
+            NodeError: the node ended, or the process's timeout passed.
+        """
+        until = time.monotonic() + self.process.timeout
+        self._wait_for(self._is_heard, until, "does not subscribe to the images")
+        return until
 
     def _is_heard(self) -> bool:
         return self._images.get_subscription_count() > 0

@@ -15,6 +15,7 @@ from samfeat_core.features import Features
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import bench_report  # noqa: E402
 import cpu_path  # noqa: E402
 import cuda_engines  # noqa: E402
 
@@ -111,3 +112,77 @@ def test_engines_are_measured_and_missing_ones_say_why(tmp_path):
     assert "broken.safetensors" in broken["error"]
     text = cuda_engines.table([eager, broken]).splitlines()
     assert len(text) == 3 and "broken.safetensors" in text[2]
+
+
+def test_a_slow_path_stops_at_its_time_and_is_measured_nevertheless():
+    frames = [np.zeros((96, 128), np.uint8)] * 3
+    quick, slower = (cpu_path.Runner(name, slow(s), frames, 20, "match") for name, s in (("a", 0.0), ("b", 0.05)))
+    cpu_path.measure([quick, slower], 30, seconds=0.2)
+    assert len(quick.times) == 30 and cpu_path.LEAST <= len(slower.times) <= 5
+    cpu_path.measure([slower], 30, seconds=0.0)
+    assert len(slower.times) == cpu_path.LEAST
+
+
+@pytest.fixture(scope="module")
+def bench_folder(tmp_path_factory):
+    """What a short run of one engine writes."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "benchmarks/bench.py", "--short", "--model", "samfeat-nano", "--engine", "openvino"]
+    done = subprocess.run([*command, "--output", str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_bench_measures_every_contestant_at_every_setting(bench_folder):
+    report = json.loads((bench_folder / "report.json").read_text())
+    assert report["version"] == 1 and report["machine"]["cpu"]
+    places = {(row["width"], row["height"], row["max_keypoints"]) for row in report["results"]}
+    assert places == {(96, 64, 128), (64, 48, 128), (96, 64, 64)}
+    names = ["samfeat-nano openvino", "orb", "sift"]
+    assert [row["contestant"] for row in report["results"]] == names * 3
+    for row in report["results"]:
+        assert row["frames"] >= cpu_path.LEAST and row["hz"] > 0
+        for stage in cpu_path.STAGES:
+            assert 0 <= row[stage]["p50"] <= row[stage]["p90"] <= row[stage]["p99"]
+        assert row["keypoints"] <= row["max_keypoints"]
+    assert all(report["starts"][name]["memory_mib"] > 20 and report["starts"][name]["start_s"] > 0 for name in names)
+
+
+def test_bench_writes_a_page_and_pictures(bench_folder):
+    page = (bench_folder / "report.md").read_text()
+    assert json.loads((bench_folder / "report.json").read_text())["machine"]["cpu"] in page
+    assert page.count("| samfeat-nano openvino |") == page.count("| orb |") == 3
+    assert "| --- |" in page and "## 96x64, 128 keypoints" in page
+    assert (bench_folder / "curves.png").stat().st_size > 5000
+
+
+def test_the_page_has_each_figure_in_its_place():
+    def row(name, size, budget, ms):
+        spread = {"p50": ms, "p90": 2 * ms, "p99": 3 * ms}
+        width, height = size
+        return {
+            "contestant": name, "width": width, "height": height, "max_keypoints": budget, "total_ms": spread,
+            "extract_ms": {rank: value / 2 for rank, value in spread.items()}, "hz": 1e3 / ms,
+        }  # fmt: skip
+
+    report = {
+        "machine": {"cpu": "a CPU"},
+        "settings": {
+            "at": "64x48", "keypoints": 100, "sizes": ["64x48", "96x64"], "budgets": [50, 100], "threads": 2,
+            "load_before": 0.0,
+        },
+        "results": [
+            row("net fast", (64, 48), 100, 4.0), row("orb", (64, 48), 100, 8.0), row("net fast", (96, 64), 100, 16.0),
+            row("orb", (64, 48), 50, 7.0), {"contestant": "net odd", "width": 64, "height": 48, "max_keypoints": 100,
+            "error": "odd cannot be built here"},
+        ],
+        "starts": {"net fast": {"start_s": 1.25, "memory_mib": 300.4}},
+        "accuracy": {"net fast": {"mma": 57.04, "auc": 60.0, "survival": 40.0, "as_accurate": True}},
+        "node": [{"ready_s": 5.5, "torch": True, "images_ms": [9.0, 8.0, *[7.0] * 18]}],
+    }  # fmt: skip
+    page = bench_report.page(report).splitlines()
+    fast = "| net fast | 2.0 / 4.0 / 6.0 | 4.0 / 8.0 / 12.0 | 0.50 | 250 | 1.2 | 300 | 57.0 | 60.0 | 40.0 | yes |"
+    assert fast in page and page.index(fast) < page.index(next(line for line in page if line.startswith("| orb")))
+    assert "| net fast | 4.0 | 16.0 |" in page and "| net fast | - | 4.0 |" in page and "| orb | 7.0 | 8.0 |" in page
+    assert "| cold | 5.50 | yes | 9.0 | 8.0 | 7.0 |" in page
+    assert "Did not run: net odd: odd cannot be built here" in page
