@@ -65,12 +65,21 @@ class EngineBuilder:
         Raises:
             EngineError: no engine could be built. WeightsError: the weights are not the model's.
         """
+        if self.build_apart(width, height):
+            self._extractor.prepare(width, height)
+
+    def build_apart(self, width: int, height: int) -> bool:
+        """Where the engine of that size is to be built and can be kept, do that now in a process of its own, so that
+        `FeatureExtractor.prepare` only loads it; False if the builder was told to stop.
+
+        Raises:
+            EngineError, WeightsError: see `build`.
+        """
         command = self._extractor.build_command(width, height)
         if command is not None:
             self._log("info", f"building the engine for images of {width}x{height}; it is kept for later starts")
-            self._build_apart(command)
-        if not self._stopping:
-            self._extractor.prepare(width, height)
+            self._run_apart(command)
+        return not self._stopping
 
     def stop(self, timeout_s: float) -> bool:
         """End the build that runs and drop those that wait; False if it does not end within the timeout."""
@@ -84,7 +93,7 @@ class EngineBuilder:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _build_apart(self, command: list[str]) -> None:
+    def _run_apart(self, command: list[str]) -> None:
         with self._wake:
             if self._stopping:
                 return

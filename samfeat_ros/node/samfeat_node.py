@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -209,10 +210,17 @@ class SamfeatNode(LifecycleNode):
         extractor.builds_when_called = False
         self._builder = EngineBuilder(extractor, parameters.build_after, self._log)
         # Only now the weights are read. An engine that was built before loads without torch.
-        self._builder.build(parameters.image_width, parameters.image_height)
+        size = parameters.image_width, parameters.image_height
+        built = self._builder.build_apart(*size)
+        # The engine is loaded by one thread and the tracker's compiled code by another, which takes as long.
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(extractor.prepare, *size) if built else None
+            pipeline = Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn, self._builder.see)
+            if loading:
+                loading.result()
         if parameters.require_cuda and not str(extractor.device).startswith("cuda"):
             raise ParameterError(f"require_cuda is set, but the network would run on {extractor.device}")
-        return Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn, self._builder.see)
+        return pipeline
 
     def _subscribe(self) -> None:
         transport = self.parameters.image_transport

@@ -20,6 +20,7 @@ from sensor_msgs.msg import Image, PointCloud2  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
 EXIT_S = 2.0
+WARM_S = 1.5  # from the start of the process to the first image, alone on two cores
 
 
 class Process:
@@ -103,6 +104,22 @@ def test_the_node_runs_on_onnx_runtime_without_torch(rig, start, camera):
     loaded = Path(f"/proc/{process.process.pid}/maps").read_text()
     assert "onnxruntime" in loaded and "libtorch" not in loaded and "libopenvino" not in loaded
     assert process.end(signal.SIGTERM) == 0 and "[ERROR]" not in process.text()
+
+
+def test_a_warm_start_takes_seconds_and_no_torch(rig, start, camera):
+    got = rig.listen(PointCloud2, "/samfeat/keypoints")
+    first = start()
+    running(rig, first, got, camera)
+    assert first.end(signal.SIGTERM) == 0
+    began = time.time()
+    second = start()
+    running(rig, second, got, camera)
+    ready = re.search(r"\[INFO\] \[(\d+\.\d+)\] .*waiting for images", second.text())
+    assert float(ready[1]) - began < 2 * WARM_S * slowdown()  # twice, because the load changes meanwhile
+    assert "building the engine" not in second.text()
+    loaded = Path(f"/proc/{second.process.pid}/maps").read_text()
+    assert "libopenvino" in loaded and "libtorch" not in loaded
+    assert second.end(signal.SIGTERM) == 0
 
 
 def shared_memory(pid: int) -> set[Path]:
