@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 from samfeat_core.errors import SamfeatError, one_line
 from samfeat_core.extractor import FeatureExtractor
-from samfeat_core.tracking import make_tracker
 
 
 def yes_or_no(text: str) -> bool:
@@ -51,11 +50,18 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def compile_tracker() -> None:
+    """Compile the tracker's loops into Numba's cache, where they are not there yet."""
+    from samfeat_core.tracking import make_tracker  # takes its time, and the engines do not need it
+
+    make_tracker("hybrid")
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = {name: value for name, value in vars(parser().parse_args(arguments)).items() if value is not None}
     sizes = given.pop("sizes")
     # Beside the engines: it takes seconds, too, and neither needs the other.
-    tracker = multiprocessing.get_context("spawn").Process(target=make_tracker, args=("hybrid",), daemon=True)
+    tracker = multiprocessing.get_context("spawn").Process(target=compile_tracker, daemon=True)
     tracker.start()
     try:
         extractor = FeatureExtractor.from_pretrained(**given, log=lambda level, text: print(f"{level}: {text}"))

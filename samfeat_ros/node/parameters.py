@@ -48,9 +48,8 @@ class Parameters:
     device: str = _entry("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA where it works, else the CPU.")
     engine: str = _entry(
         "auto",
-        "Inference engine; auto takes the fastest exact one that works here and says why. openvino_int8 is faster on a "
-        "CPU, openvino_bf16 on one with bfloat16; both find nearly the same. onnxruntime runs on whatever it was built "
-        "for.",
+        "Inference engine; auto takes the fastest one here of those that are as accurate as eager, and says why. "
+        "onnxruntime runs on whatever it was built for.",
         choices=ENGINES,
     )
     require_cuda: bool = _entry(False, "Refuse to configure without a CUDA device, instead of falling back to the CPU.")

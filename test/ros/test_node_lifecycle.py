@@ -66,14 +66,14 @@ def _image():
 def test_the_node_answers_while_it_is_configured(rig, monkeypatch):
     """A lifecycle manager waits for an engine to be built; parameters, state and diagnostics do not."""
     builds, go_on = threading.Event(), threading.Event()
-    build = EngineBuilder.build
+    build = EngineBuilder.build_apart
 
     def slow(self, width, height):
         builds.set()
         assert go_on.wait(TIMEOUT_S)
-        build(self, width, height)
+        return build(self, width, height)
 
-    monkeypatch.setattr(EngineBuilder, "build", slow)
+    monkeypatch.setattr(EngineBuilder, "build_apart", slow)
     rig.node(start=False)
     reports = rig.listen(DiagnosticArray, "/diagnostics")
     client = rig.peer.create_client(ChangeState, "/samfeat/change_state")

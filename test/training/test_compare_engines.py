@@ -106,7 +106,7 @@ def test_a_sharp_extractor_scores_high_and_a_blurred_one_lower(data):
     assert sharp.calls == 2 + 24  # every second frame, and once
     reference = homography.evaluate(
         homography.read_pairs(data / "homography"),
-        engines.TimedExtractor("", Perfect(), engines.ImageStore(engines.LONG_SIDE), 200),
+        engines.TimedExtractor("", Perfect(), engines.ImageStore(size=engines.SIZE), 200),
     )
     assert scores["mma"].mean() == pytest.approx(reference["mma"]["3"])
     assert scores["mma"].mean() > 85 and scores["auc"].mean() > 30 and 20 < scores["survival"].mean() <= 100
