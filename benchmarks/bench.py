@@ -103,7 +103,7 @@ def run_setting(who: list[Contestant], size: str, budget: int, frames: int, seco
             rows.append(head)
         except SamfeatError as error:
             rows.append({**head, "error": str(error)})
-    measured = iter(cpu_path.measure(runners, frames, seconds))
+    measured = iter(cpu_path.measure(runners, frames, seconds, warm_up=3))
     return [row if "error" in row else {**row, **next(measured)} for row in rows]
 
 
@@ -166,8 +166,8 @@ def main(
     budget: Annotated[list[int] | None, typer.Option(help="Keypoints; repeatable. Default: 256 to 4096.")] = None,
     at: Annotated[str, typer.Option(help="Size at which the budgets are gone through.")] = "640x480",
     keypoints: Annotated[int, typer.Option(help="Budget at which the sizes are gone through.")] = 1024,
-    frames: Annotated[int, typer.Option(min=2, help="Most frames of a contestant at a setting.")] = 100,
-    seconds: Annotated[float, typer.Option(help="Most seconds of a contestant at a setting.")] = 3.0,
+    frames: Annotated[int, typer.Option(min=2, help="Most frames of a contestant at a setting.")] = 60,
+    seconds: Annotated[float, typer.Option(help="Most seconds of a contestant at a setting.")] = 2.0,
     threads: Annotated[int, typer.Option(min=1, help="Cores that the process is tied to.")] = 2,
     data: Annotated[Path | None, typer.Option(help="Evaluation sets.", show_default="$SAMFEAT_DATA/eval")] = None,
     accuracy: Annotated[bool, typer.Option(help="Measure the accuracy of ORB, SIFT and peers.")] = True,
