@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 from samfeat_core.engines.choice import identity, read_table
 from samfeat_core.extractor import SHIPPED_WEIGHTS
 from samfeat_core.features import Features
+from samfeat_core.sequence import ImageSequence
 from training import compare_engines
 from training.evaluation import engines, homography
 from training.evaluation.engines import as_accurate, compare, interval, measure
-from training.evaluation.tracks.front_ends import Run, TrackedFrame
-from training.evaluation.tracks.measures import survival
+from training.evaluation.tracks.footage import recorded
 
 SHIFT = np.array([[1.0, 0, 7], [0, 1, -4], [0, 0, 1]])
 
@@ -28,9 +28,9 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     scene, sequence = root / "homography" / "v_texture", root / "sequences" / "wall"
     scene.mkdir(parents=True)
-    image = texture(0, 128, 160)
+    image = texture(0, 480, 640)
     cv2.imwrite(str(scene / "1.png"), image)
-    cv2.imwrite(str(scene / "2.png"), cv2.warpPerspective(image, SHIFT, (160, 128)))
+    cv2.imwrite(str(scene / "2.png"), cv2.warpPerspective(image, SHIFT, (640, 480)))
     np.savetxt(scene / "H_1_2", SHIFT)
     (sequence / "image").mkdir(parents=True)
     wall, frames = texture(1, 128, 260), 48
@@ -70,16 +70,6 @@ def test_a_loss_of_more_than_a_point_must_be_ruled_out_in_every_measure(low, hig
     assert as_accurate({"mma": sure, "auc": sure}) is True
 
 
-def test_survival_is_the_share_of_the_tracks_of_the_first_frame():
-    def frame(*ids):
-        points, nothing = np.zeros((len(ids), 2)), np.zeros((0, 2))
-        return TrackedFrame(np.array(ids, int), points, np.zeros(len(ids)), nothing, nothing)
-
-    run = Run([frame(1, 2, 3, 4), frame(), frame(2, 4, 9), frame(), frame(2), frame(5, 6)])
-    np.testing.assert_allclose(survival(run, 2), [0.5, 0.0])  # starts 0 and 3
-    assert survival(Run([frame(), frame(1), frame(2)]), 2) == [0.0]
-
-
 class Perfect:
     """Corners of the wall that know where they are on it."""
 
@@ -102,7 +92,7 @@ def test_a_sharp_extractor_scores_high_and_a_blurred_one_lower(data):
     sharp = Perfect()
     scores, worse = (measure(extractor, data, 200) for extractor in (sharp, Perfect(2.0)))
     pairs = sum(len(range(0, 48 - gap, engines.STEP)) for gap in engines.GAPS)
-    assert {name: len(rows) for name, rows in scores.items()} == {"mma": 1, "auc": pairs, "survival": 5}
+    assert {name: len(rows) for name, rows in scores.items()} == {"mma": 1, "auc": pairs, "survival": 7}
     assert sharp.calls == 2 + 24  # every second frame, and once
     reference = homography.evaluate(
         homography.read_pairs(data / "homography"),
@@ -111,6 +101,20 @@ def test_a_sharp_extractor_scores_high_and_a_blurred_one_lower(data):
     assert scores["mma"].mean() == pytest.approx(reference["mma"]["3"])
     assert scores["mma"].mean() > 85 and scores["auc"].mean() > 30 and 20 < scores["survival"].mean() <= 100
     assert worse["mma"].mean() < scores["mma"].mean() - 20 and worse["auc"].mean() < scores["auc"].mean()
+
+
+def test_survival_is_the_share_of_the_first_frames_tracks(data):
+    sequence = ImageSequence.read(data / "sequences" / "wall", require=("poses",))
+    footage, last = recorded(sequence, "wall", 2), 10
+    points = np.float32([[x, y] for x in (100, 120, 140) for y in (20, 60, 100)])
+
+    def features(frame, kept=9):
+        rows = points[: 9 if frame == 0 else kept] - np.float32([4 * frame, 0])
+        return Features(rows, np.ones(len(rows), np.float32), np.eye(9, dtype=np.float32)[: len(rows)], footage.size)
+
+    assert engines._survival(footage, 0, features) == 100
+    nothing = engines._survival(footage, 0, lambda frame: Features.empty(footage.size, 9))
+    assert nothing == 0 and len(footage) > last
 
 
 def test_the_command_writes_a_row_with_its_verdict(data, tmp_path):

@@ -64,12 +64,6 @@ def shared_tracks(run: Run, gap: int) -> float:
     return float(np.mean([len(_common(run.frames[a], run.frames[b])[0]) for a, b in _starts(run, gap)]))
 
 
-def survival(run: Run, gap: int) -> np.ndarray:
-    """(starts,) share of the tracks of a frame that are alive so many frames later; 0 of a frame without tracks."""
-    frames = [(run.frames[start], run.frames[end]) for start, end in _starts(run, gap)]
-    return np.array([len(_common(first, last)[0]) / max(len(first.ids), 1) for first, last in frames])
-
-
 def pose_accuracy(run: Run, footage: Footage, gap: int, threshold_px: float) -> dict[str, float]:
     """AUC of the error of relative poses from shared tracks, in per cent by threshold in degrees."""
     camera = pinhole_camera(footage.matrix, footage.size)
