@@ -13,9 +13,10 @@ JSON file:
     machine    `samfeat_core.measure.machine`
     settings   {"width", "height", "max_keypoints", "threads", "frames", "images", "load_before"}; load_before is the
                load average before the run: well above 0 means that other work was timed too
-    results    per extractor: extract_ms, track_ms, total_ms, each {"p50", "p90", "p99"}; frames (measured); hz (frames
-               through the whole path in the time they took); keypoints, matches, inliers (mean per frame); times_orb,
-               times_sift (its median total over theirs)
+    results    per extractor: extract_ms, track_ms, total_ms, each {"p50", "p90", "p99"}; cpu_ms (median over frames of
+               the CPU time of all threads, which other work on the machine hardly changes); frames (measured); hz
+               (frames through the whole path in the time they took); keypoints, matches, inliers (mean per frame);
+               times_orb, times_sift (its median total over theirs)
 
 `make bench` (benchmarks/bench.py) runs this for all engines, sizes and budgets.
 """
@@ -119,6 +120,7 @@ class Runner:
         self.tracker = make_tracker(tracker, max_keypoints)
         self.order = back_and_forth(len(frames))
         self.times: list[tuple[float, float]] = []
+        self.cpu: list[float] = []
         self.counts: list[tuple[int, int, int]] = []
 
     def step(self) -> None:
@@ -126,12 +128,13 @@ class Runner:
         from training.evaluation.extractors import cut
 
         frame = self.frames[next(self.order)]
-        start = time.perf_counter()
+        cpu, start = time.process_time(), time.perf_counter()
         features = cut(self.extractor(frame), self.max_keypoints)
         extracted = time.perf_counter()
         matches = self.tracker.update(features, image=frame)
         tracked = time.perf_counter()
         self.times.append(((extracted - start) * 1e3, (tracked - extracted) * 1e3))
+        self.cpu.append((time.process_time() - cpu) * 1e3)
         self.counts.append((len(features), len(matches), int(matches.inlier.sum())))
 
     def warm_up(self, count: int, seconds: float) -> None:
@@ -141,8 +144,8 @@ class Runner:
             self.step()
             if time.perf_counter() > end:
                 break
-        self.times.clear()
-        self.counts.clear()
+        for measured in (self.times, self.cpu, self.counts):
+            measured.clear()
 
     def is_done(self, count: int, seconds: float) -> bool:
         """So many frames were measured, or for so long; but `LEAST` at least."""
@@ -152,7 +155,7 @@ class Runner:
     def block(self, count: int, seconds: float) -> None:
         """Up to `BLOCK` frames, after one that brings the caches back to this extractor and is dropped."""
         self.step()
-        del self.times[-1], self.counts[-1]
+        del self.times[-1], self.cpu[-1], self.counts[-1]
         for _ in range(BLOCK):
             if self.is_done(count, seconds):
                 break
@@ -170,6 +173,7 @@ class Runner:
         return {
             "extractor": self.label,
             **spread,
+            "cpu_ms": float(np.median(self.cpu)),
             "frames": len(self.times),
             "hz": float(1e3 / np.mean(extract + track)),
             "keypoints": float(keypoints),
