@@ -73,7 +73,7 @@ class ReferencePatches:
         self.warps[slots] = np.eye(2, dtype=np.float32)
 
     def align(
-        self, image: np.ndarray, points: np.ndarray, slots: np.ndarray, iterations: int = 3, reach: float = 3.0
+        self, image: np.ndarray, points: np.ndarray, slots: np.ndarray, iterations: int = 2, reach: float = 3.0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the reference patches lie in an image.
 

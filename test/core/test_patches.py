@@ -100,3 +100,14 @@ def test_slots_are_nobody_elses_until_they_are_given_back():
     there, warps, trust = patches.align(IMAGE, np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
     assert there.shape == (0, 2) and warps.shape == (0, 2, 2) and trust.shape == (0,)
     assert RADIUS == 5
+
+
+def test_two_steps_are_taken_and_end_what_flow_left():
+    patches, slots = anchored()
+    image = warped([[1, 0, 0.75], [0, 1, -0.5]])  # flow in the halved image is as good as that
+
+    def error(**steps: int) -> float:
+        there, _, _ = patches.align(image, POINTS, slots, **steps)
+        return float(np.median(np.linalg.norm(there - (POINTS + [0.75, -0.5]), axis=1)))
+
+    assert error() == error(iterations=2) < 0.07 < error(iterations=1)
