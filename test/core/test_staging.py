@@ -1,5 +1,9 @@
 """What the engines of a GPU rest on, as far as it shows without one: no wait inside the graph, one copy each way."""
 
+import importlib
+import sys
+import types
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from samfeat_core.detection import ExtractionGraph
 from samfeat_core.engines import Job
 from samfeat_core.engines.eager import EagerEngine
 from samfeat_core.engines.staging import PackedGraph, StagedEngine, unpack
+from samfeat_core.errors import EngineError
 from samfeat_core.models import MODELS, build_network
 from samfeat_core.quantization import halve
 from samfeat_core.weights import load_network
@@ -172,6 +177,43 @@ def test_a_gpu_gets_one_copy_and_gives_one(job, monkeypatch):
     engine(image, 1 - mask)
     engine(image, 1 - mask)
     assert said == [up, up, "run", down, "record", "wait", up, "run", down, "record", "wait"]
+
+
+@pytest.fixture
+def tensorrt(monkeypatch):
+    """The TensorRT engine on a library that compiles nothing, and a GPU that is the CPU."""
+    library = types.ModuleType("torch_tensorrt")
+    library.__version__ = "0"
+    library.__spec__ = importlib.machinery.ModuleSpec("torch_tensorrt", None)
+    library.compile = lambda graph, ir, inputs, use_explicit_typing: torch.export.export(graph, tuple(inputs)).module()
+    library.save = lambda module, path, inputs: torch.export.save(torch.export.export(module, tuple(inputs)), path)
+    library.load = torch.export.load
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", library)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "none")
+    yield importlib.import_module("samfeat_core.engines.tensorrt")
+    sys.modules.pop("samfeat_core.engines.tensorrt")
+
+
+def test_the_tensorrt_engine_packs_keeps_and_loads_its_program(job, tensorrt, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 255, (1, *SIZE), np.uint8)
+    mask = np.ones(SIZE, np.uint8)
+    first = tensorrt.build(job)(image, mask)
+    assert (tensorrt.cache_path(job) / "engine.ep").is_file()
+    monkeypatch.delattr(sys.modules["torch_tensorrt"], "compile")
+    for wanted, found in zip(first, tensorrt.build(job)(image, mask)):
+        np.testing.assert_array_equal(found, wanted)
+    keypoints, scores, descriptors, _ = EagerEngine(job)(image, mask)
+    distance = np.linalg.norm(keypoints[:, None] - first[0][None], axis=2)
+    met = distance.min(1) < 0.1
+    cosines = (descriptors * first[2][distance.argmin(1)]).sum(1)[met]
+    assert met.mean() > 0.9 and cosines.min() > 0.999
+    assert 1e-5 < np.abs(scores - first[1]).max() < 1e-2  # half precision, and no more than that
+
+
+def test_the_tensorrt_engine_refuses_more_keypoints_than_it_can_find(job, tensorrt):
+    with pytest.raises(EngineError, match="TensorRT finds at most 3840 keypoints, not 4096"):
+        tensorrt.build(replace(job, max_keypoints=4096))
 
 
 @pytest.mark.slow
