@@ -6,6 +6,7 @@ import types
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_a_gpu_gets_one_copy_and_gives_one(job, monkeypatch):
 @pytest.fixture
 def tensorrt(monkeypatch):
     """The TensorRT engine on a library that compiles nothing, and a GPU that is the CPU."""
-    library = types.ModuleType("torch_tensorrt")
+    library: Any = types.ModuleType("torch_tensorrt")
     library.__version__ = "0"
     library.__spec__ = importlib.machinery.ModuleSpec("torch_tensorrt", None)
     library.compile = lambda graph, ir, inputs, use_explicit_typing: torch.export.export(graph, tuple(inputs)).module()
