@@ -86,7 +86,7 @@ def named_graph(
 
 
 def to_onnx(graph: NamedGraph, job: Job, properties: Mapping[str, object] | None = None) -> onnx.ModelProto:
-    """The graph as ONNX of static shapes.
+    """The graph as ONNX of static shapes, which TensorRT reads if it is for no more keypoints than TensorRT can find.
 
     Raises:
         EngineError: a package is missing, or TensorRT would not read the graph.
@@ -115,7 +115,7 @@ def to_onnx(graph: NamedGraph, job: Job, properties: Mapping[str, object] | None
     )  # fmt: skip
     model = optimizer.optimize(model)
     onnx.helper.set_model_props(model, {name: str(value) for name, value in (properties or {}).items()})
-    if problems := violations(model):
+    if job.max_keypoints <= TENSORRT_TOP_K and (problems := violations(model)):
         raise EngineError(f"TensorRT would not read this graph: {'; '.join(problems)}")
     return model
 

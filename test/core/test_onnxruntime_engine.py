@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from samfeat_core import EngineError, FeatureExtractor, engines
@@ -41,6 +42,12 @@ def test_tensorrt_is_left_out_for_more_keypoints_than_it_finds(job):
     assert list(providers_for(job, [TENSORRT, CUDA, CPU])) == [CUDA, CPU]
     assert lines == [("warning", "TensorRT finds at most 3840 keypoints, not 4096: left out")]
     assert list(providers_for(replace(job, max_keypoints=3840), [TENSORRT, CUDA, CPU])) == [TENSORRT, CUDA, CPU]
+
+
+def test_without_tensorrt_there_is_no_bound_of_keypoints(job):
+    image = np.random.default_rng(0).integers(0, 255, (1, 64, 96), np.uint8)
+    engine = onnxruntime.build(replace(job, width=96, max_keypoints=4096))
+    assert engine(image, np.ones((64, 96), np.uint8))[0].shape == (4096, 2)
 
 
 def test_what_it_runs_on_is_said_once(job):
