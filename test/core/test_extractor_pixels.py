@@ -321,10 +321,10 @@ def test_large_images_shrink_to_the_long_side_that_was_asked_for(make):
 @pytest.mark.parametrize(
     ("device", "engine", "said"),
     [
-        ("auto", "auto", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
-        ("auto", "eager", "model samfeat-nano, engine told, device cpu (no GPU; other: missing)"),
-        ("cpu", "auto", "model samfeat-nano, engine told, device cpu (other: missing)"),
-        ("cpu", "eager", "model samfeat-nano, engine told, device cpu (other: missing)"),
+        ("auto", "auto", "model samfeat-nano, engine compile, device cpu (no GPU; other: missing)"),
+        ("auto", "eager", "model samfeat-nano, engine compile, device cpu (no GPU; other: missing)"),
+        ("cpu", "auto", "model samfeat-nano, engine compile, device cpu (other: missing)"),
+        ("cpu", "eager", "model samfeat-nano, engine compile, device cpu (other: missing)"),
     ],
 )
 def test_what_is_chosen_is_said_once_with_the_reasons(weights, monkeypatch, device, engine, said):
@@ -332,7 +332,7 @@ def test_what_is_chosen_is_said_once_with_the_reasons(weights, monkeypatch, devi
         module, "choose_device", lambda *asked: ("cpu", "no GPU") if asked == (device, engine) else None
     )
     monkeypatch.setattr(
-        module, "candidates", lambda *asked: (["told"], ["other: missing"]) * (asked == (engine, "cpu"))
+        module, "candidates", lambda *asked: (["compile"], ["other: missing"]) * (asked == (engine, "cpu"))
     )
     lines = []
     FeatureExtractor.from_pretrained(
