@@ -18,7 +18,7 @@ Log = Callable[[str, str], None]
 
 MAX_WAITING = 2  # sizes that wait for the one that is built
 REMEMBERED = 64  # sizes whose frames are counted
-_NICENESS = 5
+_NICENESS = 5  # of a build beside running engines
 
 
 class EngineBuilder:
@@ -60,17 +60,19 @@ class EngineBuilder:
                 self._wake.notify()
 
     def build(self, width: int, height: int) -> None:
-        """Build the engine of that size now, in the calling thread.
+        """Build the engine of that size beside the running ones, and load it.
 
         Raises:
             EngineError: no engine could be built. WeightsError: the weights are not the model's.
         """
-        if self.build_apart(width, height):
+        if self.build_apart(width, height, _NICENESS):
             self._extractor.prepare(width, height)
 
-    def build_apart(self, width: int, height: int) -> bool:
+    def build_apart(self, width: int, height: int, niceness: int = 0) -> bool:
         """Where the engine of that size is to be built and can be kept, do that now in a process of its own, so that
         `FeatureExtractor.prepare` only loads it; False if the builder was told to stop.
+
+        niceness: of that process; 0 while nothing else is to be done.
 
         Raises:
             EngineError, WeightsError: see `build`.
@@ -78,7 +80,7 @@ class EngineBuilder:
         command = self._extractor.build_command(width, height)
         if command is not None:
             self._log("info", f"building the engine for images of {width}x{height}; it is kept for later starts")
-            self._run_apart(command)
+            self._run_apart(command, niceness)
         return not self._stopping
 
     def stop(self, timeout_s: float) -> bool:
@@ -93,7 +95,7 @@ class EngineBuilder:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _run_apart(self, command: list[str]) -> None:
+    def _run_apart(self, command: list[str], niceness: int) -> None:
         with self._wake:
             if self._stopping:
                 return
@@ -106,8 +108,9 @@ class EngineBuilder:
                 text=True,
                 start_new_session=True,
             )
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._child.pid, _NICENESS)
+        if niceness:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._child.pid, niceness)
         said = self._child.communicate()[1]
         code, self._child = self._child.returncode, None
         if code and not self._stopping:
