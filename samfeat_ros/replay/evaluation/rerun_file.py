@@ -43,7 +43,7 @@ def write_rerun(
 ) -> None:
     """Write a recording of rerun.
 
-    Entities: `camera/image` with `NAME/keypoints` and `NAME/tracks` below it; `figures/NAME/...`; with ground truth
+    Entities: `camera/image` with `NAME/keypoints` and `NAME/tracks` below it; `figures/.../NAME`; with ground truth
     `world/NAME/path` and `world/NAME/camera`. Timelines: `frame` (number) and `time` (header stamp).
 
     Args:
@@ -63,6 +63,11 @@ def write_rerun(
         tails = [_Tails() for _ in evaluated]
         rows = [{frame.number: row for row, frame in enumerate(item.run.frames)} for item in evaluated]
         poses = _log_paths(recording, evaluated, truth)
+        recording.send_blueprint(_layout(bool(poses)))
+        for index, item in enumerate(evaluated):
+            line = rerun.SeriesLines(colors=[_rgb(colour(index))], names=[item.run.name])
+            for name in FIGURES:
+                recording.log(["figures", name, item.run.name], line, static=True)
         for frame, image in footage.images():
             recording.set_time("frame", sequence=frame.number)
             recording.set_time("time", timestamp=np.datetime64(frame.stamp_ns, "ns"))
@@ -80,6 +85,17 @@ def write_rerun(
             on_frame()
         recording.flush()
         recording.disconnect()
+
+
+def _layout(paths: bool) -> Any:
+    """What the viewer opens with: the pictures, the paths where there are some, and the curves, each by its name."""
+    import rerun.blueprint as blueprint
+
+    camera = blueprint.Spatial2DView(origin="camera/image", name="camera")
+    trajectories = [blueprint.Spatial3DView(origin="world", name="trajectories")] if paths else []
+    curves = [blueprint.TimeSeriesView(origin=f"figures/{name}", name=name) for name in FIGURES]
+    views = blueprint.Horizontal(blueprint.Vertical(camera, *trajectories), blueprint.Vertical(*curves), column_shares=[2, 1])
+    return blueprint.Blueprint(views, collapse_panels=True)
 
 
 def _log_paths(recording: Any, evaluated: list[Evaluated], truth: Truth | None) -> dict[str, dict[int, np.ndarray]]:
@@ -107,7 +123,9 @@ def _log_points(recording: Any, entity: list[str], frame: TrackedFrame, tails: _
 
     points = frame.keypoints + 0.5  # rerun has the corner of the top-left pixel at (0, 0)
     recording.log([*entity, "keypoints"], rerun.Points2D(points, radii=1.5, colors=[_rgb(shade)]))
-    recording.log([*entity, "tracks"], rerun.LineStrips2D(tails.after(frame.ids, points), colors=[_rgb(shade)]))
+    recording.log(
+        [*entity, "tracks"], rerun.LineStrips2D(tails.after(frame.ids, points), radii=0.5, colors=[_rgb(shade)])
+    )
 
 
 def _log_figures(recording: Any, item: Evaluated, row: int) -> None:
