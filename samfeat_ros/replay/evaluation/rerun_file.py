@@ -94,8 +94,8 @@ def _layout(paths: bool) -> Any:
     camera = blueprint.Spatial2DView(origin="camera/image", name="camera")
     trajectories = [blueprint.Spatial3DView(origin="world", name="trajectories")] if paths else []
     curves = [blueprint.TimeSeriesView(origin=f"figures/{name}", name=name) for name in FIGURES]
-    views = blueprint.Horizontal(blueprint.Vertical(camera, *trajectories), blueprint.Vertical(*curves), column_shares=[2, 1])
-    return blueprint.Blueprint(views, collapse_panels=True)
+    left, right = blueprint.Vertical(camera, *trajectories), blueprint.Vertical(*curves)
+    return blueprint.Blueprint(blueprint.Horizontal(left, right, column_shares=[2, 1]), collapse_panels=True)
 
 
 def _log_paths(recording: Any, evaluated: list[Evaluated], truth: Truth | None) -> dict[str, dict[int, np.ndarray]]:
