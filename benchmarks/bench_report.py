@@ -199,6 +199,7 @@ def draw_accuracy(path: Path, report: dict) -> None:
                 **style(name, names),
             )
         axis.set(xscale="log", xlabel="image to matches, ms (p50)", title=label)
+        axis.xaxis.set_minor_formatter("")  # a narrow range of times has many of them
         axis.grid(alpha=0.3, which="both")
     axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path, report)
