@@ -177,7 +177,6 @@ def test_openvino_reads_its_own_graph(tmp_path, precision):
         (["--border=48"], 2, "border is 48, expected a whole number 0 to 47"),
         (["--model=sift"], 2, "unknown model 'sift'"),
         (["--weights=none.pth"], 1, "none.pth: no such weights file"),
-        (["--model=samfeat", "--precision=int8"], 1, "samfeat.int8.json: no such file; python -m training.calibrate"),
         (["--format=openvino"], 2, "expected a file that ends in .xml"),
     ],
 )
@@ -186,6 +185,15 @@ def test_what_cannot_be_exported_is_said_in_a_line(tmp_path, capsys, options, co
     assert export.main([str(path), "--height=96", "--width=128", *options]) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0] and not path.exists()
+
+
+def test_eight_bits_without_ranges_are_said_in_a_line(tmp_path, capsys):
+    weights = tmp_path / "own.safetensors"
+    weights.write_bytes((SHIPPED_WEIGHTS / "samfeat-nano.safetensors").read_bytes())
+    command = [str(tmp_path / "x.onnx"), "--height=96", "--width=128", "--precision=int8", f"--weights={weights}"]
+    assert export.main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "own.int8.json: no such file; python -m training.calibrate" in line
 
 
 def test_openvino_has_no_bound_of_keypoints(tmp_path):
