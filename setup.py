@@ -24,7 +24,7 @@ setup(
     maintainer_email="maintainers@samfeat-ros.invalid",
     packages=find_packages(include=["samfeat_core", "samfeat_core.*", "samfeat_ros", "samfeat_ros.*"]),
     package_data={
-        "samfeat_core": ["weights/*.safetensors", "weights/*.int8.json", "weights/*.md", "py.typed"],
+        "samfeat_core": ["engines/*.json", "weights/*.safetensors", "weights/*.json", "weights/*.md", "py.typed"],
         "samfeat_ros": ["py.typed", "replay/evaluation/templates/*"],
     },
     data_files=[

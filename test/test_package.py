@@ -151,10 +151,13 @@ def test_the_robot_gets_no_training(setup_arguments):
         assert (ROOT / name.replace(".", "/") / "__init__.py").is_file()
 
 
-def test_type_checkers_read_our_types(setup_arguments):
-    for package in ("samfeat_core", "samfeat_ros"):
-        assert (ROOT / package / "py.typed").is_file()  # PEP 561
-        assert "py.typed" in setup_arguments["package_data"][package]
+@pytest.mark.parametrize("package", ["samfeat_core", "samfeat_ros"])
+def test_every_file_of_the_packages_is_installed(setup_arguments, package):
+    folder = ROOT / package
+    installed = {path for pattern in setup_arguments["package_data"][package] for path in folder.glob(pattern)}
+    here = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".nbc", ".nbi")}
+    assert installed == here
+    assert folder / "py.typed" in here  # PEP 561
 
 
 def test_share_files_are_installed(setup_arguments):

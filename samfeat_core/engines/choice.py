@@ -92,9 +92,13 @@ def prefer(
         exact: engines of full precision in order of preference, as `candidates` has them.
         device: cpu, cuda or cuda:N.
         cache_dir: where the self-test's result is kept.
-        log: called with (level, text) when it cannot be.
+        log: called with (level, text) when it cannot be, or the table cannot be read.
     """
-    rivals, notes = _rivals(exact[0], device, model, weights)
+    try:
+        rivals, notes = _rivals(exact[0], device, model, weights)
+    except FileError as error:
+        log("warning", f"{one_line(error, 200)}; an engine of full precision is taken")
+        return exact, []
     if not rivals:
         return exact, notes
     times = _fastest_first([exact[0], *rivals], cache_dir, log)

@@ -15,6 +15,7 @@ from samfeat_core.two_view import epipolar_inliers
 LEAST_NEIGHBOURS = 8  # whose motion predicts that of others
 LEAST_CORRELATION = 0.8  # with the reference patch, of a track that is taken back
 PATCH_REACH_PX = 2.0  # a patch may move a track this far from where it is expected
+STEPS = 3  # of its alignment: the view has changed more than from one frame to the next
 REACH_PX, REACH = 10.0, 0.5  # a keypoint may be this far from there: pixels, and a share of the expected motion
 GROUPS = 1  # frames whose lost tracks are checked at a time: each takes a millisecond
 SUPPORT = 200  # visible tracks that say what the motion was
@@ -165,7 +166,9 @@ class Memory:
     def _align(self, rows: np.ndarray, points: np.ndarray, grey: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """(n,) bool: the patches of these tracks are at these points (n, 2); moves the tracks there."""
         tracks = self.tracks
-        there, warps, trust = self._patches.align(grey, points, tracks.slots[rows], reach=PATCH_REACH_PX)
+        there, warps, trust = self._patches.align(
+            grey, points, tracks.slots[rows], iterations=STEPS, reach=PATCH_REACH_PX
+        )
         good = (trust > LEAST_CORRELATION) & (np.abs(there - points).max(axis=1, initial=0) < PATCH_REACH_PX)
         size = grey.shape[1], grey.shape[0]
         good &= inside(there, size) & allowed(there, mask, size)

@@ -119,6 +119,18 @@ def test_a_self_test_that_cannot_run_costs_one_warning(table, weights, tmp_path,
     assert lines == [("warning", "no self-test of openvino, openvino_int8: no such primitive")]
 
 
+def test_a_table_that_cannot_be_read_costs_one_warning(weights, tmp_path, monkeypatch):
+    def unreadable():
+        return {(row.model, row.engine): row for row in read_table(tmp_path / "none.json")}
+
+    monkeypatch.setattr(choice, "_rows", unreadable)
+    monkeypatch.setattr(choice, "cpu_flags", lambda: ALL_FLAGS)
+    told = []
+    assert ask(weights, tmp_path, lambda *line: told.append(line)) == (EXACT, [])
+    ((level, text),) = told
+    assert level == "warning" and "none.json" in text and "full precision is taken" in text
+
+
 def test_the_probe_runs_in_eight_bits_and_sorts_by_time():
     engines = ["openvino", "openvino_int8"]
     start = time.perf_counter()
