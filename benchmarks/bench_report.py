@@ -185,6 +185,8 @@ def draw_curves(path: Path, report: dict) -> None:
 def draw_accuracy(path: Path, report: dict) -> None:
     """Each measure of accuracy over the time from image to matches."""
     pyplot = plotting()
+    from matplotlib import ticker
+
     figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(13, 4.2))
     times = totals(report)
     names = [name for name in times if name in report["accuracy"]]
@@ -199,7 +201,9 @@ def draw_accuracy(path: Path, report: dict) -> None:
                 **style(name, names),
             )
         axis.set(xscale="log", xlabel="image to matches, ms (p50)", title=label)
-        axis.xaxis.set_minor_formatter("")  # a narrow range of times has many of them
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # the range may be narrow
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.grid(alpha=0.3, which="both")
     axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path, report)

@@ -208,14 +208,14 @@ class SamfeatNode(LifecycleNode):
         except (SamfeatError, ValueError) as error:
             raise type(error)(f"require_cuda is set: {error}" if parameters.require_cuda else str(error)) from error
         extractor.builds_when_called = False
-        self._builder = EngineBuilder(extractor, parameters.build_after, self._log)
+        builder = self._builder = EngineBuilder(extractor, parameters.build_after, self._log)
         # Only now the weights are read. An engine that was built before loads without torch.
         size = parameters.image_width, parameters.image_height
-        built = self._builder.build_apart(*size)
+        built = builder.build_apart(*size)  # a signal meanwhile stops it, and takes `_builder` away
         # The engine is loaded by one thread and the tracker's compiled code by another, which takes as long.
         with ThreadPoolExecutor(1) as pool:
             loading = pool.submit(extractor.prepare, *size) if built else None
-            pipeline = Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn, self._builder.see)
+            pipeline = Pipeline(extractor, parameters, _read_mask(parameters.mask_file), self._warn, builder.see)
             if loading:
                 loading.result()
         if parameters.require_cuda and not str(extractor.device).startswith("cuda"):
