@@ -131,6 +131,11 @@ class ImageSequence:
         return np.where(raw == NO_DEPTH, 0, raw).astype(np.float32) / 1000
 
 
+def posed_folders(root: Path) -> list[Path]:
+    """The folders in `root` that hold a sequence with poses, sorted; none where there is no such folder."""
+    return sorted(path for path in root.iterdir() if (path / "poses.txt").is_file()) if root.is_dir() else []
+
+
 def read_poses(path: str | Path) -> np.ndarray:
     """(N, 4, 4) float64 from lines of 12 numbers. Raises FileError naming file and line or pose."""
     rows = read_numbers(Path(path), 12)

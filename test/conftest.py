@@ -26,8 +26,8 @@ for _name in PROFILE_VARIABLES:
 
 @pytest.fixture(autouse=True)
 def no_handler_of_sigchld() -> Iterator[None]:
-    """torch's DataLoader leaves one behind. With it the whole run now and then ended in a segmentation fault, when the
-    next test's first process did: the kernel could not hand over the signal."""
+    """torch's DataLoader leaves one behind. With it the whole run now and then ended in a segmentation fault, at the
+    moment at which the next test's first process ended."""
     before = signal.getsignal(signal.SIGCHLD)
     yield
     signal.signal(signal.SIGCHLD, before)

@@ -34,7 +34,7 @@ from samfeat_core.tracking.motion import (
     inside,
     interpolate_motion,
     nearest_within,
-    others,
+    remaining,
     spread_evenly,
 )
 from samfeat_core.tracking.patches import ReferencePatches, compile_patches
@@ -168,7 +168,7 @@ class HybridTracker(Tracker):
         going = self._carry_on(tracks.take(kept), found, kept, features, frame, taken)
         wrong = candidates[~agrees]
         self._patches.free(tracks.slots[wrong])  # no points of the scene: not to be found again
-        self._remember(lost, tracks, others(len(tracks), kept, wrong))
+        self._remember(lost, tracks, remaining(len(tracks), kept, wrong))
         lost.move_along(tracks.points[kept], going.points, size)
         back = self._recover(lost, going, features, frame, camera, mask, taken)
         old = TrackTable.join(going, back)
@@ -267,7 +267,7 @@ class HybridTracker(Tracker):
     def _repair(self, found: _Found, tracks: TrackTable, features: Features, frame: _Image | None) -> None:
         """Free keypoints take the place of points that flow has lost, near the prediction, if they look like them."""
         lost = np.flatnonzero(~found.alive)
-        free = others(len(features), found.keypoint)
+        free = remaining(len(features), found.keypoint)
         keypoint, rows, _ = match_mutual(
             features.matchable[free], tracks.matchable_at(lost), self.min_similarity, self.ratio
         )

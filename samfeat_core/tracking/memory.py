@@ -7,7 +7,7 @@ import numpy as np
 from samfeat_core.camera import Camera
 from samfeat_core.features import Features
 from samfeat_core.matching import match_mutual, match_nearby
-from samfeat_core.tracking.motion import allowed, far_from, first_at_pixel, inside, interpolate_motion, others
+from samfeat_core.tracking.motion import allowed, far_from, first_at_pixel, inside, interpolate_motion, remaining
 from samfeat_core.tracking.patches import ReferencePatches
 from samfeat_core.tracking.table import TrackTable
 from samfeat_core.two_view import epipolar_inliers
@@ -114,7 +114,7 @@ class Memory:
         keypoint = np.concatenate([keypoint, np.full(len(alone), -1)])[:most]
         tracks.seen[rows], tracks.lengths[rows] = number, tracks.lengths[rows] + 1
         found = tracks.take(rows)
-        rest = others(len(tracks), rows)
+        rest = remaining(len(tracks), rows)
         self.tracks, self._expected = tracks.take(rest), self._expected[rest]
         return found, keypoint
 

@@ -89,7 +89,7 @@ def _stamp(picture, at, disk):
                 picture[at[n, 1] + line, at[n, 0] + column] |= disk[line, column]
 
 
-def others(count: int, *rows: np.ndarray) -> np.ndarray:
+def remaining(count: int, *rows: np.ndarray) -> np.ndarray:
     """The numbers below count that are in none of these arrays, ascending; negative numbers are nobody's."""
     free = np.ones(count, bool)
     for some in rows:

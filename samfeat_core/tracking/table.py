@@ -46,13 +46,8 @@ class TrackTable:
             none, number,
         )  # fmt: skip
 
-    @property
-    def matchable(self) -> np.ndarray:
-        """(N, D) float32 descriptors times their weights."""
-        return self.descriptors * self.weights[:, None]
-
     def matchable_at(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) float32: those rows of `matchable`."""
+        """(n, D) float32: descriptors of those rows times their weights."""
         return self.descriptors[rows] * self.weights[rows, None]
 
     def take(self, rows: np.ndarray) -> TrackTable:

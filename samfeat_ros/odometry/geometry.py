@@ -18,7 +18,7 @@ class Pose:
     @staticmethod
     def of_camera(matrix: np.ndarray) -> Pose:
         """The pose whose `camera_to_world` is this (4, 4)."""
-        return Pose(matrix[:3, :3].T, -matrix[:3, :3].T @ matrix[:3, 3])
+        return Pose(matrix[:3, :3], matrix[:3, 3]).inverse()
 
     @property
     def center(self) -> np.ndarray:

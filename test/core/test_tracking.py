@@ -230,12 +230,12 @@ def test_rows_of_tables_stay_together():
         np.testing.assert_array_equal(getattr(taken, name), expected)
     taken.points[:] = 7
     assert not (joined.points == 7).any()
-    np.testing.assert_array_equal(first.matchable, first.descriptors * first.weights[:, None])
+    np.testing.assert_array_equal(first.matchable_at(np.arange(4)), first.descriptors * first.weights[:, None])
 
 
 def test_an_empty_table_has_the_types_of_its_attributes():
     empty = TrackTable.empty(5)
-    assert empty.points.shape == (0, 2) and empty.descriptors.shape == empty.matchable.shape == (0, 5)
+    assert empty.points.shape == (0, 2) and empty.descriptors.shape == empty.matchable_at(np.arange(0)).shape == (0, 5)
     kinds = {name: getattr(empty, name).dtype for name in TrackTable.__dataclass_fields__}
     whole = {"ids", "lengths", "unconfirmed", "slots", "seen"}
     assert {name for name in kinds if kinds[name] == np.int64} >= whole

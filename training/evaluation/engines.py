@@ -20,13 +20,13 @@ import numpy as np
 
 from samfeat_core.classic import Extractor
 from samfeat_core.features import Features
-from samfeat_core.matching import match_mutual
-from samfeat_core.sequence import ImageSequence
+from samfeat_core.sequence import ImageSequence, posed_folders
 from samfeat_core.tracking import make_tracker
 from training.evaluation import homography, pose
 from training.evaluation.extractors import TimedExtractor
 from training.evaluation.images import ImageStore
-from training.evaluation.suites import find_folder
+from training.evaluation.matchers import MUTUAL
+from training.evaluation.suites import POSED, find_folder
 from training.evaluation.tracks.footage import Footage, recorded
 
 MMA_PX, AUC_DEG = 3.0, 10.0
@@ -54,9 +54,9 @@ def measure(extractor: Extractor, data: Path, max_keypoints: int, progress: Prog
     mma = [homography.score_pair(pair, photographs).mma for pair in progress(pairs)]
     within = homography.MMA_THRESHOLDS.index(int(MMA_PX))
     root = find_folder(data, "pose")
-    folders = sorted(path for path in root.iterdir() if (path / "poses.txt").is_file()) if root.is_dir() else []
+    folders = posed_folders(root)
     if not folders:
-        raise ValueError(f"{root}: no posed sequences (folders with image/, poses.txt, calib.txt)")
+        raise ValueError(f"{root}: no {POSED}")
     parts = [_sequence(folder, extractor, max_keypoints, progress) for folder in folders]
     auc, alive = (np.concatenate(rows) for rows in zip(*parts))
     return {"mma": 100 * np.array(mma)[:, within], "auc": auc, "survival": alive}
@@ -93,8 +93,7 @@ def _survival(footage: Footage, start: int, features: Callable[[int], Features])
 
 def _pose(pair: pose.PosePair, extractor: TimedExtractor, camera: dict) -> float:
     first, second = extractor(pair.first), extractor(pair.second)
-    index0, index1, _ = match_mutual(first.matchable, second.matchable)
-    points = first.keypoints[index0], second.keypoints[index1]
+    points = MUTUAL(first, second)
     errors = [pose.score_points(*points, (camera, camera), pair.transform, 1.0, seed)[1] for seed in range(SEEDS)]
     return 100 * float(np.mean(np.maximum(0, 1 - np.array(errors) / AUC_DEG)))
 

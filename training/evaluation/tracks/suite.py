@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samfeat_core.classic import Extractor
-from samfeat_core.sequence import ImageSequence
+from samfeat_core.sequence import ImageSequence, posed_folders
 from training.evaluation.tracks.footage import Footage, recorded, rendered, shortened
 from training.evaluation.tracks.front_ends import FrontEnd, front_ends
 from training.evaluation.tracks.measures import GAPS, measure
@@ -71,8 +71,7 @@ def track_tasks(root: Path, max_keypoints: int, threshold_px: float, every: int 
             name, make = f"{name} {stress}", partial(_stressed, make, stress)
         tasks.append(TrackTask("tracks", name, frames, make, protocol))
 
-    folders = sorted(path for path in root.iterdir() if (path / "poses.txt").is_file()) if root.is_dir() else []
-    for folder in folders:
+    for folder in posed_folders(root):
         sequence = ImageSequence.read(folder, require=("poses",))
         for step in THINNED if every is None else (every,):
             name = folder.name if step == 1 else f"{folder.name}/{step}"
