@@ -1,6 +1,7 @@
-"""What the node costs besides the network: image message in, decoded, matched, published. Prints p50 and p99 per stage.
+"""What the node costs besides the network, and how many frames a second it can take. Prints p50 and p99 per stage.
 
     python benchmarks/node_overhead.py [--frames 200] [--width 640] [--height 480]
+    python benchmarks/node_overhead.py --rate 120 --frames 600 --tracker match      # as many as it can
 
 The real node runs in a process of its own on the CPU. Its own stage clocks are read from /diagnostics; the way of a
 message there and back (image published to keypoints received) is measured from outside.
@@ -29,16 +30,30 @@ from samfeat_ros.stamps import NS_PER_S  # noqa: E402
 CAMERA_HZ = 30  # of the stamps
 
 
-def main(frames: int = 200, width: int = 640, height: int = 480, rate: float = 10.0, weights: str = "") -> None:
+def main(
+    frames: int = 200,
+    width: int = 640,
+    height: int = 480,
+    rate: float = 10.0,
+    weights: str = "",
+    engine: str = "auto",
+    tracker: str = "hybrid",
+) -> None:
     """Measure the node on a moving texture, published at `rate` Hz."""
     prepare_environment()
-    parameters = {"device": "cpu", "weights": weights, "image_width": width, "image_height": height}
+    parameters = {
+        "device": "cpu", "weights": weights, "image_width": width, "image_height": height, "engine": engine,
+        "tracker": tracker,
+    }  # fmt: skip
     images = list(moving_images(frames, width, height, rate))
     with NodeProcess(parameters) as process, Playback(process) as playback:
         playback.wait_until_ready(images[0])
         playback.play(images)
-    latencies = [1e3 * latency for trip in playback.round_trips if (latency := trip.latency("keypoints")) is not None]
-    _print(playback.status, percentiles(latencies))
+    answered = [trip for trip in playback.round_trips if "keypoints" in trip.received]
+    _print(playback.status, percentiles([1e3 * (trip.latency("keypoints") or 0) for trip in answered]))
+    seconds = answered[-1].received["keypoints"] - answered[0].received["keypoints"] if len(answered) > 1 else 0
+    if seconds:
+        print(f"answered: {len(answered)} of {frames} images, {(len(answered) - 1) / seconds:.1f} a second")
 
 
 def moving_images(frames: int, width: int, height: int, rate: float) -> Iterator[ImageMessage]:

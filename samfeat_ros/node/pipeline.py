@@ -1,4 +1,4 @@
-"""From an image message to features, matches and tracks, one frame after the other. Knows messages, but no node."""
+"""From an image message to features, matches and tracks, in two stages. Knows messages, but no node."""
 
 from __future__ import annotations
 
@@ -23,6 +23,28 @@ from samfeat_ros.node.parameters import Parameters
 
 
 @dataclass(frozen=True)
+class FoundFrame:
+    """What the first stage has found in one image message.
+
+    Attributes:
+        header, encoding: of the image message.
+        image: (H, W) grey or (H, W, 3) BGR uint8; mask: (H, W) uint8 or None.
+        features: of the network.
+        parameters: those of this frame.
+        seconds: duration of decode and network. done: when the stage ended, monotonic seconds.
+    """
+
+    header: Header
+    encoding: str
+    image: np.ndarray
+    mask: np.ndarray | None
+    features: Features
+    parameters: Parameters
+    seconds: dict[str, float]
+    done: float
+
+
+@dataclass(frozen=True)
 class ProcessedFrame:
     """What the node has computed of one image message.
 
@@ -33,7 +55,7 @@ class ProcessedFrame:
         matches: between the two, and the tracks of the rows.
         stamp_prev_ns: stamp of the previous frame, None after a restart.
         camera: intrinsics, None where no usable CameraInfo has come.
-        seconds: duration of the stages decode, network and match.
+        seconds: duration of decode, network and match, and of the wait between the stages as queue.
     """
 
     header: Header
@@ -49,7 +71,8 @@ class ProcessedFrame:
 class Pipeline:
     """Extractor and tracker, with what they remember between frames.
 
-    One thread calls it; another one may call the setters and `reset`.
+    `find` and `track` may run in two threads, so that one frame is in the network while the tracks of the one before go
+    on. Others may call the setters and `reset`.
 
     Args:
         extractor: finds the features.
@@ -71,7 +94,8 @@ class Pipeline:
         self._tracker: Tracker | None = None
         self._tracker_name = ""
         self._warn, self._see = warn, see
-        self._lock = threading.Lock()
+        # Workers that were told to stop may still be in a stage.
+        self._finding, self._tracking = threading.Lock(), threading.Lock()
         self._mask = mask
         self._resized_mask: tuple[np.ndarray, np.ndarray] | None = None  # the mask it was made from, and itself
         self._camera_info: CameraInfo | None = None
@@ -80,7 +104,7 @@ class Pipeline:
         self._stamp_ns: int | None = None
         self._must_reset = False
         self.set_parameters(parameters)
-        self._apply(parameters)  # the tracker loads its compiled code now, not with the first frame
+        self._tracker_with(parameters)  # the tracker loads its compiled code now, not with the first frame
 
     def set_parameters(self, parameters: Parameters) -> None:
         """Use these parameters from the next frame on."""
@@ -100,54 +124,65 @@ class Pipeline:
         self._must_reset = True
 
     def __call__(self, msg: Image | CompressedImage) -> ProcessedFrame:
-        """Process one image message.
+        """Both stages, one after the other."""
+        return self.track(self.find(msg))
+
+    def find(self, msg: Image | CompressedImage) -> FoundFrame:
+        """The first stage: decode one image message and find its features.
 
         Raises:
             ImageError: the image cannot be used. NoEngineError: there is no engine for its size yet.
             SamfeatError: the engine failed.
         """
-        with self._lock:  # a worker that was told to stop may still be in here
-            return self._process(msg)
-
-    def _process(self, msg: Image | CompressedImage) -> ProcessedFrame:
-        parameters = self._parameters
-        tracker = self._apply(parameters)
-        start = time.monotonic()
-        image = image_from_msg(msg, parameters.full_scale_16bit)
+        with self._finding:
+            parameters = self._parameters
+            start = time.monotonic()
+            image = image_from_msg(msg, parameters.full_scale_16bit)
+            decoded = time.monotonic()
+            self._see(image.shape[1], image.shape[0])
+            mask = self._mask_of(image)
+            features = self._extractor_with(parameters)(image, mask)
+            done = time.monotonic()
         encoding = msg.format if isinstance(msg, CompressedImage) else msg.encoding
-        decoded = time.monotonic()
-        self._see(image.shape[1], image.shape[0])
-        mask = self._mask_of(image)
-        found = self.extractor(image, mask)
-        extracted = time.monotonic()
-        if self._must_reset or encoding != self._encoding:
-            self._must_reset, self._encoding = False, encoding
-            tracker.reset()
-        stamp_ns, stamp_prev_ns = stamp_to_ns(msg.header.stamp), self._stamp_ns
-        camera = self._camera_of(image, parameters.rectified)
-        matches = tracker.update(found, stamp_ns, camera, image, mask)
-        assert tracker.current is not None
-        self._stamp_ns = stamp_ns
-        seconds = {"decode": decoded - start, "network": extracted - decoded, "match": time.monotonic() - extracted}
-        return ProcessedFrame(
-            header=msg.header,
-            image=image,
-            features=tracker.current,
-            features_prev=tracker.previous,
-            matches=matches,
-            stamp_prev_ns=None if matches.restarted else stamp_prev_ns,
-            camera=camera,
-            seconds=seconds,
-        )
+        seconds = {"decode": decoded - start, "network": done - decoded}
+        return FoundFrame(msg.header, encoding, image, mask, features, parameters, seconds, done)
 
-    def _apply(self, parameters: Parameters) -> Tracker:
-        """Give extractor and tracker their parameters; the tracker, another one if another is asked for."""
-        extractor, tracker = self.extractor, self._tracker
+    def track(self, found: FoundFrame) -> ProcessedFrame:
+        """The second stage: continue the tracks into the frame. Frames come in their order."""
+        with self._tracking:
+            start = time.monotonic()
+            tracker = self._tracker_with(found.parameters)
+            if self._must_reset or found.encoding != self._encoding:
+                self._must_reset, self._encoding = False, found.encoding
+                tracker.reset()
+            stamp_ns, stamp_prev_ns = stamp_to_ns(found.header.stamp), self._stamp_ns
+            camera = self._camera_of(found.image, found.parameters.rectified)
+            matches = tracker.update(found.features, stamp_ns, camera, found.image, found.mask)
+            assert tracker.current is not None
+            self._stamp_ns = stamp_ns
+            return ProcessedFrame(
+                header=found.header,
+                image=found.image,
+                features=tracker.current,
+                features_prev=tracker.previous,
+                matches=matches,
+                stamp_prev_ns=None if matches.restarted else stamp_prev_ns,
+                camera=camera,
+                seconds={**found.seconds, "queue": start - found.done, "match": time.monotonic() - start},
+            )
+
+    def _extractor_with(self, parameters: Parameters) -> FeatureExtractor:
+        extractor = self.extractor
         if extractor.max_keypoints != parameters.max_keypoints:
             extractor.max_keypoints = parameters.max_keypoints
         threshold = extractor.default_threshold if parameters.threshold < 0 else parameters.threshold
         if extractor.threshold != threshold:
             extractor.threshold = threshold
+        return extractor
+
+    def _tracker_with(self, parameters: Parameters) -> Tracker:
+        """The tracker with these parameters; another one if another is asked for."""
+        tracker = self._tracker
         if tracker is None or self._tracker_name != parameters.tracker:
             tracker = self._tracker = make_tracker(parameters.tracker)
             self._tracker_name = parameters.tracker

@@ -1,6 +1,7 @@
 """The ROS 2 lifecycle node `samfeat`: camera images in, keypoints, descriptors, matches and tracks out.
 
-The executor's thread only hands images over; one worker thread computes and publishes. docs/topics.md and
+The executor's thread only hands images over, the newest one wins. One worker thread finds the features of a frame, and
+another one meanwhile continues the tracks into the frame before and publishes it. docs/topics.md and
 docs/parameters.md describe topics, services and parameters.
 """
 
@@ -12,8 +13,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,9 +49,9 @@ from samfeat_ros.node.diagnostics import Statistics, diagnostics_to_msg
 from samfeat_ros.node.outputs import Outputs
 from samfeat_ros.node.parameters import NAMES, ParameterError, Parameters, apply, declare
 from samfeat_ros.node.params_files import unread
-from samfeat_ros.node.pipeline import Pipeline, ProcessedFrame
+from samfeat_ros.node.pipeline import FoundFrame, Pipeline, ProcessedFrame
 from samfeat_ros.node.silence import explain
-from samfeat_ros.node.worker import NewestWorker
+from samfeat_ros.node.worker import Worker
 from samfeat_ros.qos import QOS_OVERRIDES, create_with_events, latched, newest, subscription_events
 from samfeat_ros.topics import DIAGNOSTICS, NODE, TRANSPORTS, message_class, transport_topic
 
@@ -69,6 +71,18 @@ class _Arrival:
     time: float
 
 
+@dataclass(frozen=True)
+class _Workers:
+    """The two stages of a frame. The second takes every frame that the first has found, in their order."""
+
+    find: Worker[_Arrival]
+    track: Worker[tuple[FoundFrame, float]]  # a frame, and the seconds that it waited until it was looked at
+
+    def stop(self, timeout_s: float) -> bool:
+        """End both; False if one of them takes longer than the timeout."""
+        return all([worker.stop(timeout_s) for worker in (self.track, self.find)])
+
+
 class SamfeatNode(LifecycleNode):
     """See the module. Keyword arguments are those of rclpy's Node.
 
@@ -86,7 +100,7 @@ class SamfeatNode(LifecycleNode):
         self._pipeline: Pipeline | None = None
         self._builder: EngineBuilder | None = None
         self._outputs: Outputs | None = None
-        self._worker: NewestWorker[_Arrival] | None = None
+        self._workers: _Workers | None = None
         self._inputs: list[Any] = []
         self._own_services: list[Any] = []
         self._enabled = True
@@ -159,7 +173,7 @@ class SamfeatNode(LifecycleNode):
         self.statistics.clear()
         outcome = super().on_activate(state)
         try:
-            self._worker = NewestWorker(self._process, lambda _: self.statistics.drop("superseded"))
+            self._workers = _Workers(Worker(self._find, "samfeat-find"), Worker(self._track, "samfeat-track"))
             self._subscribe()
         except Exception as error:  # impossible QoS overrides raise RuntimeError or InvalidQosOverridesError
             self.get_logger().error(f"cannot activate: {_describe(error)}")
@@ -248,9 +262,9 @@ class SamfeatNode(LifecycleNode):
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs = []
-        worker, self._worker = self._worker, None
-        if worker is not None and not worker.stop(STOP_TIMEOUT_S):
-            self.get_logger().warning("the worker is still busy; it ends when its frame is done")
+        workers, self._workers = self._workers, None
+        if workers is not None and not workers.stop(STOP_TIMEOUT_S):
+            self.get_logger().warning("a worker is still busy; it ends when its frame is done")
 
     def _release(self) -> None:
         """Undo on_activate and on_configure. May be called twice."""
@@ -271,16 +285,16 @@ class SamfeatNode(LifecycleNode):
     def _on_image(self, msg: Image | CompressedImage) -> None:
         arrived = time.monotonic()
         self.statistics.received()
-        pipeline, outputs, worker = self._pipeline, self._outputs, self._worker
-        if pipeline is None or outputs is None or worker is None:
+        pipeline, outputs, workers = self._pipeline, self._outputs, self._workers
+        if pipeline is None or outputs is None or workers is None:
             self.statistics.drop("inactive")
         elif not self._enabled:
             self.statistics.drop("disabled")
         elif not outputs.wanted():
             pipeline.reset()  # tracks end while nobody listens
             self.statistics.drop("idle")
-        else:
-            worker.submit(_Arrival(msg, arrived))
+        elif workers.find.replace(_Arrival(msg, arrived)):
+            self.statistics.drop("superseded")
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         if self._pipeline is not None:
@@ -317,23 +331,37 @@ class SamfeatNode(LifecycleNode):
             self._pipeline.set_parameters(self.parameters)
         return result
 
-    # ---- out: the worker's thread ----
+    # ---- out: the workers' threads ----
 
-    def _process(self, arrival: _Arrival) -> None:
-        pipeline, worker = self._pipeline, self._worker
-        if pipeline is None or worker is None:
+    def _find(self, arrival: _Arrival) -> None:
+        pipeline, workers = self._pipeline, self._workers
+        if pipeline is None or workers is None:
             return
         queued = time.monotonic() - arrival.time
-        try:
-            frame = pipeline(arrival.msg)
-            if self._worker is worker:  # else the node was deactivated meanwhile
+        with self._surviving():
+            workers.track.append((pipeline.find(arrival.msg), queued))
+
+    def _track(self, item: tuple[FoundFrame, float]) -> None:
+        pipeline, workers = self._pipeline, self._workers
+        if pipeline is None or workers is None:
+            return
+        found, queued = item
+        with self._surviving():
+            frame = pipeline.track(found)
+            if self._workers is workers:  # else the node was deactivated meanwhile
                 self._publish(frame, queued)
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """A frame that cannot be processed is counted and told; the node lives on."""
+        try:
+            yield
         except ImageError as error:
             self.statistics.drop(error.cause)
             self._warn(error.cause, f"image refused ({error.cause}): {error}")
         except NoEngineError:
             self.statistics.drop("no_engine")
-        except Exception as error:  # the node outlives an engine that fails
+        except Exception as error:  # as an engine that fails
             if self.context.ok():
                 self.statistics.drop("failed")
                 self._warn("failed", f"frame lost: {_describe(error)}")
@@ -346,7 +374,8 @@ class SamfeatNode(LifecycleNode):
             if self._outputs is None:
                 return
             self._outputs.publish(frame, self.parameters, restarted)
-        seconds = {"queue": queued, **frame.seconds, "publish": time.monotonic() - start}
+        seconds = {**frame.seconds, "publish": time.monotonic() - start}
+        seconds["queue"] += queued
         self.statistics.processed(seconds, len(frame.features), len(matches), matches.inlier_ratio)
 
     # ---- reports and log lines ----
@@ -355,12 +384,12 @@ class SamfeatNode(LifecycleNode):
         self._tell_silence()
         level, summary, counted = self.statistics.report()
         pipeline = self._pipeline
-        if self._worker is None:
+        if self._workers is None:
             level, summary = 0, "inactive" if pipeline else "unconfigured"
         elif not self._enabled:
             level, summary = 0, "disabled"
         values = {
-            "state": "active" if self._worker else "inactive" if pipeline else "unconfigured",
+            "state": "active" if self._workers else "inactive" if pipeline else "unconfigured",
             "model": pipeline.extractor.model_name if pipeline else self.parameters.model,
             "weights": pipeline.extractor.weights_hash if pipeline else "none",
             "device": str(pipeline.extractor.device) if pipeline else "none",
@@ -373,7 +402,7 @@ class SamfeatNode(LifecycleNode):
 
     def _tell_silence(self) -> None:
         """Once for each time without images, say what the graph knows about their topic."""
-        silent = self._worker is not None and self.statistics.silence_s() > SILENCE_S
+        silent = self._workers is not None and self.statistics.silence_s() > SILENCE_S
         if silent and not self._silence_told:
             topic = self.resolve_topic_name("image")
             why = explain(self, topic, self.parameters.image_transport)

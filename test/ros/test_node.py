@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import cv2
@@ -427,7 +428,8 @@ def test_the_newest_frame_wins_and_memory_stays_flat(rig):
     assert counted.frames_in == counted.frames_processed + sum(counted.dropped.values())
     stamps = [messages.stamp_to_ns(msg.header.stamp) for msg in got]
     assert stamps == sorted(stamps)
-    assert len(node._worker._slot) == 0  # the only place where images could pile up holds at most one
+    # The only places where images could pile up hold one at most.
+    assert not node._workers.find._slot and not node._workers.track._slot
     assert all(len(window) <= window.maxlen for window in counted._latencies.values())
 
 
@@ -436,17 +438,47 @@ def test_a_failing_engine_costs_a_frame_not_the_node(rig):
     camera = Camera(rig)
     got = rig.output(PointCloud2, "keypoints")
     camera.frame(got)
-    pipeline, whole = node._pipeline, node._pipeline._process
+    pipeline = node._pipeline
 
-    def failing(msg):
+    def failing(_):
         raise RuntimeError("out of\nmemory")
 
-    pipeline._process = failing
-    camera.send()
-    rig.wait(lambda: rig.lines(WARN, "frame lost: RuntimeError: out of memory"))
-    assert node.statistics.dropped["failed"] == 1
-    pipeline._process = whole
+    for count, stage in enumerate(("find", "track"), 1):
+        whole = getattr(pipeline, stage)
+        setattr(pipeline, stage, failing)
+        camera.send()
+        rig.wait(lambda count=count: node.statistics.dropped["failed"] == count)
+        setattr(pipeline, stage, whole)
+        camera.frame(got)
+    assert rig.lines(WARN, "frame lost: RuntimeError: out of memory")
+
+
+def test_a_frame_is_in_the_network_while_the_one_before_is_tracked(rig):
+    node = rig.node()
+    camera = Camera(rig)
+    got = rig.output(PointCloud2, "keypoints")
     camera.frame(got)
+    find, track = node._pipeline.find, node._pipeline.track
+    in_tracker, next_found, overlapped = threading.Event(), threading.Event(), []
+
+    def finding(msg):
+        found = find(msg)
+        if in_tracker.is_set():
+            next_found.set()
+        return found
+
+    def tracking(found):
+        if not overlapped:
+            in_tracker.set()
+            overlapped.append(next_found.wait(10))
+        return track(found)
+
+    node._pipeline.find, node._pipeline.track = finding, tracking
+    camera.send()
+    rig.wait(in_tracker.is_set, "the first frame in the tracker")
+    second = camera.send()
+    rig.wait(lambda: got[-1].header == second, "the second frame")
+    assert overlapped == [True]
 
 
 # ---- restarts ----

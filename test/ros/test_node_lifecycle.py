@@ -26,7 +26,7 @@ def published(rig) -> int:
 
 
 def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "samfeat-worker"]
+    return [thread for thread in threading.enumerate() if thread.name in ("samfeat-find", "samfeat-track")]
 
 
 def test_a_whole_life_twice(rig):
@@ -44,7 +44,7 @@ def test_a_whole_life_twice(rig):
             rig.wait(lambda: camera.publisher.get_subscription_count() == 1)
             camera.connect(camera.publisher)
             rig.wait(node._outputs.wanted)
-            assert len(workers()) == 1
+            assert len(workers()) == 2
             camera.frame(got)
             assert rig.transition("deactivate") and rig.state() == "inactive"
             rig.wait(lambda: camera.publisher.get_subscription_count() == 0)
@@ -93,7 +93,7 @@ def test_the_node_answers_while_it_is_configured(rig, monkeypatch):
 
 def test_shutdown_from_active_releases_everything(rig):
     rig.node()
-    assert len(workers()) == 1
+    assert len(workers()) == 2
     assert rig.transition("shutdown")
     rig.wait(lambda: published(rig) == 0 and rig.peer.count_subscribers("/image") == 0)
     assert not workers()
