@@ -51,7 +51,7 @@ def limit_threads(count: int) -> None:
     Must come before any of them is imported.
     """
     os.environ["OMP_NUM_THREADS"] = str(count)
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the node has it (samfeat_ros.node)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as in the node (samfeat_ros.environment)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 

@@ -1,4 +1,7 @@
-"""The process environment that ROS needs for large messages, and for talking to this host alone. Imports no ROS."""
+"""The process environment: what ROS needs for large messages and to talk to this host alone, and the threads of BLAS.
+
+Imports no ROS.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ _ROOM = 256 * 2**20
 
 
 def prepare_environment() -> None:
-    """Let this process and its children talk to this host only, and exchange large messages.
+    """Let this process and its children talk to this host only, exchange large messages, and keep BLAS to one thread.
 
     Call it before rclpy is imported. What the user has set (profile files, discovery range) is left alone.
     """
+    one_blas_thread()
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Jazzy and later
     if os.environ.get("ROS_DISTRO") == "humble":
         os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")
@@ -28,6 +32,14 @@ def prepare_environment() -> None:
     if profile:
         # the publisher needs it as much as the node: without it Fast DDS loses most best-effort messages over 512 KiB
         os.environ.setdefault(profile_variable(), str(profile))
+
+
+def one_blas_thread() -> None:
+    """Keep OpenBLAS, which NumPy and OpenCV bring, to one thread. Call it before they are loaded.
+
+    Its other threads spin for 10 ms after each product of descriptors, on the cores that the network needs.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def transport_profile() -> Path | None:

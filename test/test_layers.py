@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -90,6 +91,20 @@ def test_the_node_starts_without_torch_and_replay():
     loaded = loaded_by("samfeat_ros.node.samfeat_node", ros=True)
     assert not loaded & {"torch", "torchvision", "openvino", "training", "rosbags", "typer"}
     assert not loaded & {"samfeat_ros.replay", "samfeat_ros.odometry"}
+
+
+def test_the_node_limits_blas_before_it_is_loaded():
+    """OpenBLAS reads its number of threads once."""
+    code = (
+        "import os, sys, samfeat_ros.node; "
+        "print(os.environ['OPENBLAS_NUM_THREADS'], {'numpy', 'cv2'} & set(sys.modules))"
+    )
+    for given, kept in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")):
+        env = {**{k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}, **given}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env, timeout=60
+        )
+        assert done.stdout.split(maxsplit=1) == [kept, "set()\n"], done.stderr
 
 
 @pytest.mark.parametrize("command", ["demo", "evaluate_bag", "sequence_to_bag"])

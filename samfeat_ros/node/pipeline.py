@@ -123,10 +123,6 @@ class Pipeline:
         """Restart the tracks with the next frame."""
         self._must_reset = True
 
-    def __call__(self, msg: Image | CompressedImage) -> ProcessedFrame:
-        """Both stages, one after the other."""
-        return self.track(self.find(msg))
-
     def find(self, msg: Image | CompressedImage) -> FoundFrame:
         """The first stage: decode one image message and find its features.
 

@@ -43,7 +43,7 @@ def test_what_changes_during_a_frame_holds_from_the_next_one_on():
     image = Image(width=8, height=6, step=8, encoding="mono8", data=np.arange(48, dtype=np.uint8).tobytes())
 
     def focal():
-        return pipeline(image).camera.matrix[0, 0]
+        return pipeline.track(pipeline.find(image)).camera.matrix[0, 0]
 
     assert focal() == 100
     extractor.meanwhile = lambda: pipeline.set_parameters(replace(parameters, rectified=True))
