@@ -73,7 +73,8 @@ class _Arrival:
 
 @dataclass(frozen=True)
 class _Workers:
-    """The two stages of a frame. The second takes every frame that the first has found, in their order."""
+    """The two stages of a frame. The first looks at no other frame before the second has taken the last one, so that
+    none that it has found is replaced."""
 
     find: Worker[_Arrival]
     track: Worker[tuple[FoundFrame, float]]  # a frame, and the seconds that it waited until it was looked at
@@ -173,7 +174,8 @@ class SamfeatNode(LifecycleNode):
         self.statistics.clear()
         outcome = super().on_activate(state)
         try:
-            self._workers = _Workers(Worker(self._find, "samfeat-find"), Worker(self._track, "samfeat-track"))
+            track = Worker(self._track, "samfeat-track")
+            self._workers = _Workers(Worker(self._find, "samfeat-find", track.wait_until_free), track)
             self._subscribe()
         except Exception as error:  # impossible QoS overrides raise RuntimeError or InvalidQosOverridesError
             self.get_logger().error(f"cannot activate: {_describe(error)}")
@@ -293,7 +295,7 @@ class SamfeatNode(LifecycleNode):
         elif not outputs.wanted():
             pipeline.reset()  # tracks end while nobody listens
             self.statistics.drop("idle")
-        elif workers.find.replace(_Arrival(msg, arrived)):
+        elif workers.find.submit(_Arrival(msg, arrived)):
             self.statistics.drop("superseded")
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
@@ -339,7 +341,7 @@ class SamfeatNode(LifecycleNode):
             return
         queued = time.monotonic() - arrival.time
         with self._surviving():
-            workers.track.append((pipeline.find(arrival.msg), queued))
+            workers.track.submit((pipeline.find(arrival.msg), queued))
 
     def _track(self, item: tuple[FoundFrame, float]) -> None:
         pipeline, workers = self._pipeline, self._workers

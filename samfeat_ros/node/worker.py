@@ -1,4 +1,4 @@
-"""One thread, one slot. Whoever fills the slot says what becomes of an item that still waits there."""
+"""One thread, one slot: the newest item wins."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ Item = TypeVar("Item")
 
 
 class Worker(Generic[Item]):
-    """Runs `handle` on one item after the other, in a thread of its own.
+    """Runs `handle` on the newest item in a thread of its own.
 
-    While an item is being handled, one more waits in a slot: memory is bounded by two items.
+    While an item is being handled, one more waits in a slot; a newer one replaces it there. So the age of what is
+    handled is bounded by one run of `handle` and `before`, and memory by two items.
 
     Args:
         handle: called in the thread with each item that was not replaced; must not raise.
         name: of the thread.
+        before: called in the thread while an item waits, and may be replaced: it returns when `handle` may begin.
     """
 
-    def __init__(self, handle: Callable[[Item], None], name: str) -> None:
-        self._handle = handle
+    def __init__(self, handle: Callable[[Item], None], name: str, before: Callable[[], None] = lambda: None) -> None:
+        self._handle, self._before = handle, before
         self._slot: list[Item] = []
         self._wake = threading.Condition()
         self._stopping = False
@@ -28,23 +30,17 @@ class Worker(Generic[Item]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def replace(self, item: Item) -> bool:
-        """Hand over an item, in place of one that waits; returns at once, and whether there was one.
-
-        So the age of what is handled is bounded by one run of `handle`.
-        """
+    def submit(self, item: Item) -> bool:
+        """Hand over an item; returns at once, and whether it replaced another one."""
         with self._wake:
             replaced, self._slot = bool(self._slot), [item]
             self._wake.notify_all()
         return replaced
 
-    def append(self, item: Item) -> None:
-        """Hand over an item once the slot is free; a worker that was stopped drops it."""
+    def wait_until_free(self) -> None:
+        """Return when no item waits, or the thread is to end: what is submitted then replaces nothing."""
         with self._wake:
             self._wake.wait_for(lambda: not self._slot or self._stopping)
-            if not self._stopping:
-                self._slot = [item]
-                self._wake.notify_all()
 
     def stop(self, timeout_s: float) -> bool:
         """Drop what waits and end the thread after the item in work; False if that takes longer than the timeout."""
@@ -56,11 +52,17 @@ class Worker(Generic[Item]):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while True:
+        while self._wait():
+            self._before()
             with self._wake:
-                self._wake.wait_for(lambda: self._slot or self._stopping)
                 if self._stopping:
                     return
                 item = self._slot.pop()
                 self._wake.notify_all()
             self._handle(item)
+
+    def _wait(self) -> bool:
+        """Wait for an item; False: the thread is to end."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._slot or self._stopping)
+            return not self._stopping

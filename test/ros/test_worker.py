@@ -1,4 +1,4 @@
-"""One slot between two threads: the newest item wins, or every item gets its turn."""
+"""One slot between two threads: the newest item wins."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from samfeat_ros.node.worker import Worker
 
 
-class Slow:
+class Held:
     """Handles items, each one only when it is let."""
 
-    def __init__(self):
+    def __init__(self, before=lambda: None):
         self.begun, self.go, self.done = threading.Semaphore(0), threading.Semaphore(0), []
-        self.worker = Worker(self.handle, "test-worker")
+        self.worker = Worker(self.handle, "test-worker", before)
 
     def handle(self, item):
         self.begun.release()
@@ -29,38 +29,52 @@ class Slow:
 
 
 def test_a_newer_item_replaces_the_one_that_waits():
-    slow = Slow()
-    assert not slow.worker.replace(0)
-    assert slow.begun.acquire(timeout=10)  # 0 is being handled
-    assert [slow.worker.replace(item) for item in (1, 2, 3)] == [False, True, True]
-    slow.finish(2)
-    assert slow.done == [0, 3]
+    held = Held()
+    assert not held.worker.submit(0)
+    assert held.begun.acquire(timeout=10)  # 0 is being handled
+    assert [held.worker.submit(item) for item in (1, 2, 3)] == [False, True, True]
+    held.finish(2)
+    assert held.done == [0, 3]
 
 
-def test_an_appended_item_waits_for_the_slot():
-    slow = Slow()
-    slow.worker.append(0)
-    assert slow.begun.acquire(timeout=10)
-    slow.worker.append(1)
-    third = threading.Thread(target=slow.worker.append, args=(2,))
-    third.start()
-    third.join(0.05)
-    assert third.is_alive()  # 1 has the slot
-    slow.finish(3)
-    third.join(10)
-    assert slow.done == [0, 1, 2]
+def test_an_item_may_be_replaced_until_its_turn():
+    turn = threading.Event()
+    held = Held(before=lambda: turn.wait(10))
+    held.worker.submit(0)
+    assert not held.begun.acquire(timeout=0.05)
+    assert held.worker.submit(1)
+    turn.set()
+    held.finish(1)
+    assert held.done == [1]
 
 
-def test_a_stopped_worker_lets_go_of_whoever_waits_and_drops_the_item():
-    slow = Slow()
-    slow.worker.append(0)
-    assert slow.begun.acquire(timeout=10)
-    slow.worker.append(1)
-    waiting = threading.Thread(target=slow.worker.append, args=(2,))
+def test_a_stage_waits_until_the_next_one_has_taken_its_last_item():
+    second = Held()
+    first = Held(before=second.worker.wait_until_free)
+    second.worker.submit("a")
+    assert second.begun.acquire(timeout=10)
+    second.worker.submit("b")  # waits: a is being handled
+    first.worker.submit(0)
+    assert not first.begun.acquire(timeout=0.05)
+    second.go.release()  # a is done, b is taken
+    assert first.begun.acquire(timeout=10)
+    first.finish(1)
+    second.go.release()
+    while len(second.done) < 2:
+        time.sleep(0.001)
+    assert second.worker.stop(10) and second.done == ["a", "b"]
+
+
+def test_a_stopped_worker_lets_go_of_whoever_waits_and_drops_what_comes():
+    held = Held()
+    held.worker.submit(0)
+    assert held.begun.acquire(timeout=10)
+    held.worker.submit(1)
+    waiting = threading.Thread(target=held.worker.wait_until_free)
     waiting.start()
-    assert not slow.worker.stop(0.01)  # 0 is still there
+    assert not held.worker.stop(0.01)  # 0 is still there
     waiting.join(10)
     assert not waiting.is_alive()
-    slow.worker.append(3)
-    slow.go.release()
-    assert slow.worker.stop(10) and slow.done == [0]
+    held.worker.submit(2)
+    held.go.release()
+    assert held.worker.stop(10) and held.done == [0]
