@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,15 +20,6 @@ from samfeat_ros.environment import PROFILE, PROFILE_VARIABLES  # noqa: E402
 
 for _name in PROFILE_VARIABLES:
     os.environ[_name] = str(ROOT / "config" / PROFILE)
-
-
-@pytest.fixture(autouse=True)
-def no_handler_of_sigchld() -> Iterator[None]:
-    """torch's DataLoader leaves one behind. With it the whole run now and then ended in a segmentation fault, at the
-    moment at which the next test's first process ended."""
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,17 @@ MODEL_FILE = "engine.xml"  # and engine.bin, its weights
 PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
 
+@lru_cache(1)
+def core() -> ov.Core:
+    """OpenVINO's one Core in this process, which is never destroyed.
+
+    Its plugin for CPUs gives the thread an alternate signal stack, and puts the former one back when it goes. Two that
+    go in the order in which they came leave one that is no longer there: the next signal, as Ctrl-C, is a segmentation
+    fault.
+    """
+    return ov.Core()
+
+
 class OpenVinoEngine:
     """Runs the compiled graph; one request, reused."""
 
@@ -33,7 +45,7 @@ class OpenVinoEngine:
     properties = PROPERTIES
 
     def __init__(self, model: ov.Model) -> None:
-        self.request = ov.Core().compile_model(model, "CPU", self.properties).create_infer_request()
+        self.request = core().compile_model(model, "CPU", self.properties).create_infer_request()
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> RawFeatures:
         self.request.infer([image[None], mask[None, None]], share_inputs=True)
@@ -68,12 +80,12 @@ def build(
     try:
         kept = cache.load(path, job.log)
         if kept is not None:
-            return engine(ov.Core().read_model(kept / MODEL_FILE))
+            return engine(core().read_model(kept / MODEL_FILE))
         from samfeat_core.engines.eager import example_inputs, extraction_graph
 
         model = convert(extraction_graph(job, network=network and network()), example_inputs(job))
         kept = cache.store(path, lambda folder: ov.save_model(model, folder / MODEL_FILE, False), job.log)
-        return engine(ov.Core().read_model(kept / MODEL_FILE) if kept else model)
+        return engine(core().read_model(kept / MODEL_FILE) if kept else model)
     except SamfeatError:
         raise
     except Exception as error:  # the runtime and the tracer leak many types

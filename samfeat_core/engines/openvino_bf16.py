@@ -27,6 +27,6 @@ def build(job: Job) -> openvino.OpenVinoEngine:
     Raises:
         EngineError: also where the CPU would only imitate bfloat16.
     """
-    if "BF16" not in openvino.ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EngineError("this CPU has no bfloat16 instructions (AVX512-BF16, AMX or Arm's BF16)")
     return openvino.build(job, BFloat16Engine)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +107,18 @@ def test_the_self_test_is_bounded_and_remembered(table, weights, tmp_path, monke
     monkeypatch.setattr(choice, "cpu_name", lambda: "another CPU")
     ask(weights, tmp_path / "cache")
     assert len(budgets) == 3
+
+
+def test_a_signal_is_handled_after_engines_are_gone():
+    """Python handles signals on the thread's alternate stack, which OpenVINO changes."""
+    code = (
+        "import signal; from samfeat_core.engines import probe; probe.measure(['openvino', 'openvino_int8'], 0.0); "
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled')); signal.raise_signal(signal.SIGUSR1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_a_self_test_that_cannot_run_costs_one_warning(table, weights, tmp_path, monkeypatch):

@@ -129,12 +129,12 @@ def test_a_cpu_without_bfloat16_falls_back_to_the_exact_engine(weights, tmp_path
 
     lines = []
     half = make(weights, tmp_path, engine="openvino_bf16", log=lambda level, text: lines.append((level, text)))
-    core = openvino.ov.Core
+    core = openvino.core
 
     def told() -> bool:
         return any(level == "error" for level, _ in lines)
 
-    monkeypatch.setattr(openvino.ov, "Core", lambda: core() if told() else Core())
+    monkeypatch.setattr(openvino, "core", lambda: core() if told() else Core())
     half.prepare(64, 64)
     assert half.engine_name == "openvino"
     assert [level for level, _ in lines] == ["info", "error"] and "no bfloat16 instructions" in lines[1][1]
