@@ -49,11 +49,11 @@ def main(
     with NodeProcess(parameters) as process, Playback(process) as playback:
         playback.wait_until_ready(images[0])
         playback.play(images)
-    answered = [trip for trip in playback.round_trips if "keypoints" in trip.received]
-    _print(playback.status, percentiles([1e3 * (trip.latency("keypoints") or 0) for trip in answered]))
-    seconds = answered[-1].received["keypoints"] - answered[0].received["keypoints"] if len(answered) > 1 else 0
-    if seconds:
-        print(f"answered: {len(answered)} of {frames} images, {(len(answered) - 1) / seconds:.1f} a second")
+    latencies = [1e3 * latency for trip in playback.round_trips if (latency := trip.latency("keypoints")) is not None]
+    _print(playback.status, percentiles(latencies))
+    answers = [trip.received["keypoints"] for trip in playback.round_trips if "keypoints" in trip.received]
+    if len(answers) > 1:
+        print(f"answered: {len(answers)} of {frames}, {(len(answers) - 1) / (answers[-1] - answers[0]):.1f} a second")
 
 
 def moving_images(frames: int, width: int, height: int, rate: float) -> Iterator[ImageMessage]:
