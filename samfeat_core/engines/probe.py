@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
-from samfeat_core.engines.openvino import OpenVinoEngine, core
+from samfeat_core.engines.openvino import OpenVinoEngine
 from samfeat_core.engines.openvino_bf16 import BFloat16Engine
 from samfeat_core.engines.openvino_int8 import Int8Engine
 
@@ -42,7 +42,7 @@ def measure(engines: list[str], budget_s: float) -> dict[str, float]:
 
 def _compile(engine: str) -> ov.InferRequest:
     model = stack(eight_bits=ENGINES[engine] is Int8Engine)
-    return core().compile_model(model, "CPU", ENGINES[engine].properties).create_infer_request()
+    return ENGINES[engine](model).request
 
 
 def stack(eight_bits: bool) -> ov.Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -54,3 +55,11 @@ def test_what_changes_during_a_frame_holds_from_the_next_one_on():
     focal()
     extractor.meanwhile = lambda: None
     assert [focal(), focal()] == [180, 180]
+
+
+def test_the_wait_between_the_stages_counts_as_queue():
+    pipeline = Pipeline(Extractor(), Parameters())
+    found = pipeline.find(Image(width=8, height=6, step=8, encoding="mono8", data=bytes(48)))
+    time.sleep(0.05)
+    seconds = pipeline.track(found).seconds
+    assert 0.05 <= seconds["queue"] < 1 and set(seconds) == {"decode", "network", "queue", "match"}
