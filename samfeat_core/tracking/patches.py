@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from samfeat_core.compiled import compiled
+from samfeat_core.compiled import TwoThreads, compiled, inlined
 
 RADIUS = 5  # pixels: a patch is 11 x 11
 SIGMA = 0.6 * RADIUS  # of the weights
@@ -50,6 +50,7 @@ class ReferencePatches:
         self._reference = np.zeros((0, len(_weights)), np.float32)  # T, weighted
         self._solver = np.zeros((0, 6, len(_weights)), np.float32)  # H^-1 S W
         self._free = np.zeros(0, np.int64)
+        self._threads = TwoThreads()
 
     def allocate(self, count: int) -> np.ndarray:
         """(count,) int64 slots that nobody has."""
@@ -69,7 +70,10 @@ class ReferencePatches:
 
     def anchor(self, image: np.ndarray, points: np.ndarray, slots: np.ndarray) -> None:
         """Take the image (H, W) uint8 around points (n, 2) as the new references of these slots."""
-        _anchor(image, np.asarray(points, np.float32), slots, self._reference, self._solver)
+        points = np.asarray(points, np.float32)
+        self._threads.run(
+            lambda some: _anchor(image, points[some], slots[some], self._reference, self._solver), len(points)
+        )
         self.warps[slots] = np.eye(2, dtype=np.float32)
 
     def align(
@@ -89,7 +93,12 @@ class ReferencePatches:
             correlation (n,) float32 of the image with the reference, at most 1, as it was before the last step.
         """
         at, warps, trust = points.astype(np.float32), self.warps[slots], np.empty(len(points), np.float32)
-        _align(image, slots, self._reference, self._solver, iterations, reach, at, warps, trust)
+        self._threads.run(
+            lambda some: _align(
+                image, slots[some], self._reference, self._solver, iterations, reach, at[some], warps[some], trust[some]
+            ),
+            len(at),
+        )
         return at, warps, trust
 
 
@@ -102,7 +111,7 @@ def compile_patches() -> None:
     _align(image, slots, reference, solver, 1, 1.0, point, warp, np.zeros(1, np.float32))
 
 
-@compiled
+@inlined
 def _sample(image, x, y, warp, grid_x, grid_y, patch):
     """Bilinear samples of the image around (x, y) at the warped grid, into patch (P,); beyond the border as on it."""
     height, width = image.shape
@@ -122,7 +131,7 @@ def _sample(image, x, y, warp, grid_x, grid_y, patch):
         patch[p] = upper + share_y * (lower - upper)
 
 
-@compiled
+@inlined
 def _spread(patch):
     """Weighted mean of a patch (P,), and its weighted standard deviation with the noise added."""
     mean = square = np.float32(0)
@@ -163,7 +172,7 @@ def _align(image, slots, references, solvers, iterations, reach, points, warps, 
         trust[n] = total / deviation
 
 
-@compiled
+@inlined
 def _undo(step, warp):
     """Multiply a warp (2, 2) by the inverse of the affine part of a step (6,)."""
     a, b, c, d = 1 + step[2], step[3], step[4], 1 + step[5]
@@ -209,13 +218,13 @@ def _anchor(image, points, slots, references, solvers):
                 solvers[slots[n], i, p] = total * _weights[p]
 
 
-@compiled
+@inlined
 def _outer_index(p):
     """Where element p of the grid lies in the outer one."""
     return (p // _side + 1) * _outer_side + p % _side + 1
 
 
-@compiled
+@inlined
 def _inner(one, other):
     """Weighted inner product of two patches (P,)."""
     total = np.float32(0)
@@ -224,7 +233,7 @@ def _inner(one, other):
     return total
 
 
-@compiled
+@inlined
 def _make_orthogonal(steepest, reference):
     """Make the rows (6, P) orthogonal to 1 and to the reference (P,)."""
     length = max(_inner(reference, reference), np.float32(TINY))
@@ -237,7 +246,7 @@ def _make_orthogonal(steepest, reference):
             steepest[k, p] -= mean + share * reference[p]
 
 
-@compiled
+@inlined
 def _invert(matrix, inverse):
     """Gauss-Jordan inverse of a positive definite matrix (N, N), which is used up: no pivots are needed."""
     size = len(matrix)

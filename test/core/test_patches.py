@@ -1,9 +1,17 @@
 """Reference patches against images that were warped by known amounts."""
 
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
+
+from samfeat_core.compiled import TwoThreads
 from samfeat_core.tracking.patches import RADIUS, SLOTS, ReferencePatches
 
 SIZE = (200, 160)
@@ -111,3 +119,35 @@ def test_two_steps_are_taken_and_end_what_flow_left():
         return float(np.median(np.linalg.norm(there - (POINTS + [0.75, -0.5]), axis=1)))
 
     assert error() == error(iterations=2) < 0.07 < error(iterations=1)
+
+
+def test_two_threads_answer_as_one(monkeypatch):
+    image = warped([[1, 0.02, 0.4], [-0.03, 1, -0.3]])
+    answers = []
+    for least in (1, 10**6):
+        monkeypatch.setattr(TwoThreads, "LEAST", least)
+        patches, slots = anchored()
+        answers.append((patches._solver[slots], *patches.align(image, POINTS, slots)))
+        assert not len(patches.align(image, POINTS[:0], slots[:0])[0])
+        assert len(patches.align(image, POINTS[:1], slots[:1])[0]) == 1
+    for one, other in zip(*answers, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# Prints a hash of what is computed with code that is compiled now, or comes from the disk.
+ALIGNED = """
+import hashlib
+from test_patches import POINTS, anchored, warped
+patches, slots = anchored()
+answer = patches.align(warped([[1, 0.02, 0.4], [-0.03, 1, -0.3]]), POINTS, slots)
+print(hashlib.sha256(b"".join(part.tobytes() for part in (patches._solver[slots], *answer))).hexdigest())
+"""
+
+
+def test_the_first_run_computes_what_later_ones_do(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ALIGNED]
+    run = partial(subprocess.run, command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True)
+    first, later = run(check=True), run(check=True)
+    assert any(tmp_path.rglob("patches._align*.nbi"))
+    assert len(first.stdout) == 65 and first.stdout == later.stdout
