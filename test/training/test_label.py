@@ -18,6 +18,7 @@ from samfeat_core.models import build_network
 from training.data.feature_store import FeatureStore
 from training.data.label_store import KeypointLabels, LabelStore
 from training.data.photo_store import StoreError
+from training.data.photos import PhotoLoader
 from training.label import app, label
 from training.samfeat.labels.detectors import load_detector
 from training.samfeat.labels.homographic_adaptation import peaks, random_homography, repeatability_map
@@ -253,6 +254,18 @@ def test_features_of_an_extractor_in_pixels_of_the_photograph(photos, tmp_path):
     np.testing.assert_allclose(entry.keypoints[entry.octaves == 1], expected, atol=1)
     again = run("features", photos, tmp_path / "store", "--extractor", "sift", "--count", 60, "--octaves", 2)
     assert "0 photographs written" in again.output
+
+
+@pytest.mark.parametrize(("looked_at", "widths"), [(640, [0.5, 1.0]), (160, [0.625, 1.25]), (100, [1.0])])
+def test_a_view_is_taught_what_was_found_in_pixels_of_its_own_width(photos, tmp_path, looked_at, widths):
+    """The photograph of 200x160 is decoded at half its size; features were found in one of that size and its half."""
+    store = tmp_path / "store"
+    run("features", photos, store, "--extractor", "sift", "--count", 60, "--octaves", 2, "--long-side", looked_at)
+    photo = PhotoLoader(1, 100, features=FeatureStore(store)).load(photos / "square.png", "square")
+    assert [octave.pixel_width for octave in photo.references] == widths
+    for step in (0.3, 0.7, 0.72, 1.4, 1.42, 5.0):
+        nearest = min(widths, key=lambda width: max(width / step, step / width))
+        assert photo.reference(step).pixel_width == nearest
 
 
 def test_a_store_of_the_former_name_is_read_and_continued(photos, tmp_path):

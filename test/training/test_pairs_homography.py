@@ -309,10 +309,10 @@ def referenced_photo():
     """A photograph with 50 features in its first octave and 20 in its second."""
     photo = smooth_photo()
     rng = torch.Generator().manual_seed(0)
-    for count in (50, 20):
+    for octave, count in enumerate((50, 20)):
         points = torch.rand(count, 2, generator=rng) * torch.tensor([319.0, 239.0])
         descriptors = torch.randn(count, 8, generator=rng).half()
-        photo.references.append(ReferenceOctave(points, torch.linspace(3, -3, count), descriptors))
+        photo.references.append(ReferenceOctave(points, torch.linspace(3, -3, count), descriptors, 2.0**octave))
     return photo
 
 

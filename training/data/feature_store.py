@@ -5,14 +5,17 @@ octaves,
 
     keypoints    (n, 2) float32  x, y in pixels of the photograph
     scores       (n,) float32    the extractor's own, in [0, 1]
-    octaves      (n,) uint8      o: found in the photograph reduced 2^o times
+    octaves      (n,) uint8      o: found in the photograph reduced 2^o times, after it was reduced to the store's
+                                 setting `long_side` where it was larger
     descriptors  (n, D) float16  unit rows
     meta         JSON string     photo (file name), version (of the format), width, height, extractor
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -55,6 +58,14 @@ class FeatureStore(PhotoStore):
             size = int(meta["width"]), int(meta["height"])  # type: ignore[call-overload]
             keypoints, scores = arrays["keypoints"], arrays["scores"]
             return ReferenceFeatures(keypoints, scores, arrays["octaves"], arrays["descriptors"], size)
+
+    def pixel_width(self, octave: int, size: tuple[int, int]) -> float:
+        """Width of an octave's pixels, in pixels of the photograph of that (width, height)."""
+        return float(max(1.0, max(size) / self._long_side) * 2**octave)
+
+    @cached_property
+    def _long_side(self) -> float:
+        return float(self.settings().get("long_side", math.inf))  # type: ignore[arg-type]
 
 
 def pack(features: ReferenceFeatures, extractor: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -35,14 +35,17 @@ class ReferenceOctave:
         points: (n, 2) float32 in pixels of the full level, best first.
         logits: (n,) float32.
         descriptors: (n, E) float16 unit rows.
+        pixel_width: width of this octave's pixels in pixels of the full level.
     """
 
     points: Tensor
     logits: Tensor
     descriptors: Tensor
+    pixel_width: float
 
     def to(self, device: torch.device | str) -> ReferenceOctave:
-        return ReferenceOctave(self.points.to(device), self.logits.to(device), self.descriptors.to(device))
+        points, logits, descriptors = (part.to(device) for part in (self.points, self.logits, self.descriptors))
+        return ReferenceOctave(points, logits, descriptors, self.pixel_width)
 
 
 @dataclass
@@ -100,8 +103,7 @@ class Photo:
 
     def reference(self, step: float) -> ReferenceOctave | None:
         """The features of the octave whose pixels are nearest to `step` photograph pixels wide."""
-        octave = round(math.log2(max(step, 1.0)))
-        return self.references[min(octave, len(self.references) - 1)] if self.references else None
+        return min(self.references, key=lambda octave: abs(math.log(octave.pixel_width / step)), default=None)
 
     def to(self, device: torch.device | str) -> Photo:
         self.levels = [level.to(device) for level in self.levels]
@@ -253,6 +255,7 @@ class PhotoLoader:
                     points[rows],
                     torch.logit(torch.from_numpy(entry.scores[rows]), eps=1e-4),
                     torch.from_numpy(entry.descriptors[rows]),
+                    self.features.pixel_width(octave, size) * max(photo.size) / max(size),
                 )
             )
 
