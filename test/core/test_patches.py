@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 
-
 from samfeat_core.compiled import TwoThreads
 from samfeat_core.tracking.patches import RADIUS, SLOTS, ReferencePatches
 
