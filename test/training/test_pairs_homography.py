@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.data.feature_store import FeatureStore, ReferenceFeatures
 from training.data.feature_store import pack as features_entry
@@ -49,7 +50,7 @@ def test_every_level_shows_the_same_place():
     pairs = pairs_of(Photo("ramp", pyramid(ramp)), min_crop=1.0, rotation_deg=0.0, perspective=0.0)
     at = torch.stack(torch.meshgrid(torch.arange(96.0), torch.arange(64.0), indexing="xy"), -1)
     for step in (1.0, 1.7, 2.5):
-        view = pairs._render(pairs.photos.photos, at[None] * step + 4, [step])[0, 0] * 255
+        view = pairs._render(pairs.photos.photos, at[None, None] * step + 4, torch.tensor([[step]]))[0, 0, 0] * 255
         inside = at[..., 0] * step < 240
         assert (view - at[..., 0] * step - 4)[inside].abs().max() < 0.6  # levels are rounded to whole grey values
 
@@ -79,7 +80,9 @@ def test_project_applies_the_homography():
     matrix = torch.tensor([[[1.1, 0.1, 3.0], [-0.2, 0.9, 5.0], [1e-3, 2e-3, 1.0]]])
     grid = pixel_grid(20, 30)
     expected = cv2.perspectiveTransform(grid.reshape(-1, 1, 2).numpy(), matrix[0].numpy()).reshape(20, 30, 2)
-    np.testing.assert_allclose(project(matrix, grid)[0].numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        project(matrix, grid.flatten(0, 1))[0].unflatten(0, (20, 30)).numpy(), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_groups_edges_and_keypoints_move_with_the_picture():
@@ -333,3 +336,26 @@ def test_reference_features_are_joined_with_pairs_that_have_none():
     with_reference = pairs_of(referenced_photo()).sample(1)
     joined = concatenate([with_reference, pairs_of(smooth_photo()).sample(1)])
     assert torch.isfinite(joined.reference0[0]).any() and joined.reference0[1].isnan().all()
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations of torch, views of tensors among them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_larger_batch_takes_few_more_operations():
+    """On a GPU each of them costs its launch, whatever its size."""
+    photo = referenced_photo()
+    photo.groups = torch.ones(1, 240, 320, dtype=torch.int16)
+    photo.edges, photo.keypoints = photo.groups > 0, torch.ones(3, 2)
+    counts = []
+    for pairs in (2, 10):
+        with Operations() as operations:
+            pairs_of(photo).sample(pairs)
+        counts.append(operations.count)
+    assert (counts[1] - counts[0]) / 8 < 50

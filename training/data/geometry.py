@@ -8,6 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from samfeat_core.poses import Array, namespace, transform_points
 from samfeat_core.two_view import normalize_points, to_homogeneous
@@ -53,9 +54,12 @@ def warp_homography(points: Array, homography: Array) -> Array:
     return warped[..., :2] / warped[..., 2:]
 
 
-def sampling_grid(points: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Pixel positions (..., 2) of the (width, height) image as `grid_sample` wants them: -1 to 1 from edge to edge."""
-    width, height = image_size  # as numbers: a tensor of them would have to be sent to the GPU and waited for
+def sampling_grid(points: Tensor, image_size: tuple[float, float] | tuple[Tensor, Tensor]) -> Tensor:
+    """Pixel positions (..., 2) of the (width, height) image as `grid_sample` wants them: -1 to 1 from edge to edge.
+
+    image_size: numbers, or of images of several sizes tensors (...) on the device.
+    """
+    width, height = image_size
     x, y = points.unbind(-1)
     return torch.stack(((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1), -1)
 
@@ -135,8 +139,8 @@ def warp_depth(
 
 
 def _arange_like(count: int, like: Array) -> Array:
-    return torch.arange(count, device=like.device) if isinstance(like, torch.Tensor) else np.arange(count)
+    return torch.arange(count, device=like.device) if isinstance(like, Tensor) else np.arange(count)
 
 
 def _long(values: Array) -> Array:
-    return values.long() if isinstance(values, torch.Tensor) else values.astype(np.int64)
+    return values.long() if isinstance(values, Tensor) else values.astype(np.int64)

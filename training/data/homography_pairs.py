@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.geometry import sampling_grid
+from training.data.packed import padded
 from training.data.pairs import PairBatch, keypoint_map, pixel_grid
-from training.data.photos import Photo, PhotoSource
-from training.data.teacher_views import CELL, embedding_views, label_maps
+from training.data.photos import Photo, PhotoSource, ReferenceOctave
+from training.data.teacher_views import embedding_views, label_maps
 
 REFERENCES = 1024  # the best keypoints of the reference extractor, per photograph
+EMBEDDING = 256, 64, 64  # of a photograph without one
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class HomographyPairs:
     Args:
         photos: where photographs (and their teacher output, where there is any) come from.
         size: (width, height) of the views.
-        device: where views are made.
+        device: where the photographs are, and views are made.
     """
 
     def __init__(
@@ -67,23 +69,23 @@ class HomographyPairs:
         sizes = torch.tensor([photo.size for photo in photos], dtype=torch.float32)
         view0 = self._first_view(sizes)
         between = self._between(count)
-        views = torch.stack((view0, view0 @ between)).to(self.device)  # view pixels -> photograph pixels
-        between = between.to(self.device)
-        warp10 = project(between, self.grid)
-        warp01 = project(torch.linalg.inv(between), self.grid)
-        coordinates = torch.stack([project(view, self.grid) for view in views])  # (2, B, H, W, 2)
-        widths = pixel_widths(coordinates).tolist()
-        images = torch.stack([self._render(photos, coordinates[side], widths[side]) for side in (0, 1)])
-        inside = self._inside(coordinates, sizes.to(self.device))
+        views = torch.stack((view0, view0 @ between))  # (2, B, 3, 3), view pixels -> photograph pixels
+        widths = pixel_widths(views, self.width, self.height)  # here, as the photographs: no wait for the device
+        sizes, views, between = sizes.to(self.device), views.to(self.device), between.to(self.device)
+        warp10 = self._everywhere(between)
+        warp01 = self._everywhere(torch.linalg.inv(between))
+        coordinates = self._everywhere(views)  # (2, B, H, W, 2)
+        images = self._render(photos, coordinates, widths)
+        inside = within(coordinates, sizes[:, None, None] - 1)
         warp01 = self._valid_only(warp01, inside[0], inside[1])
         warp10 = self._valid_only(warp10, inside[1], inside[0])
         taught = torch.tensor([photo.has_teacher for photo in photos]).to(self.device)
         batch = PairBatch(images[0], images[1], warp01, warp10, taught, taught)
-        self._add_teacher(batch, photos, coordinates, inside)
+        self._add_teacher(batch, photos, sizes, coordinates, inside)
         if self.photos.labelled:
             self._add_labels(batch, photos, views, inside)
         if self.photos.referenced:
-            self._add_references(batch, photos, views, [max(both) for both in zip(*widths)])
+            self._add_references(batch, photos, views, widths.amax(0))
         return batch
 
     def state(self) -> list[int]:
@@ -132,19 +134,26 @@ class HomographyPairs:
         shift[0, :2, 2], shift[1, :2, 2] = centre, -centre
         return shift[0] @ matrix @ shift[1]
 
-    def _render(self, photos: list[Photo], coordinates: Tensor, widths: list[float]) -> Tensor:
-        """(B, C, H, W) views sampled at photograph coordinates, from the pyramid level of their pixels' width."""
-        views = []
-        for photo, at, width in zip(photos, coordinates, widths):
-            level = photo.level(width)
-            image = photo.levels[level][None].to(self.device).float() / 255
-            # A pixel of a level covers a square of the photograph's: its centre is theirs.
-            views.append(sample_at(image, (at[None] + 0.5) / 2**level - 0.5, "bilinear"))
-        return torch.cat(views)
+    def _everywhere(self, matrices: Tensor) -> Tensor:
+        """(..., H, W, 2) where homographies (..., 3, 3) take the pixels of a view."""
+        return project(matrices, self.grid.flatten(0, 1)).unflatten(-2, (self.height, self.width))
 
-    def _inside(self, coordinates: Tensor, sizes: Tensor) -> Tensor:
-        """(2, B, H, W) bool: the view's pixel lies on the photograph."""
-        return within(coordinates, sizes[:, None, None] - 1)
+    def _render(self, photos: list[Photo], coordinates: Tensor, widths: Tensor) -> Tensor:
+        """(V, B, C, H, W) V views of each photograph at coordinates (V, B, H, W, 2) there, from the pyramid level of
+        their pixels' widths (V, B)."""
+        levels = [[photo.level(width) for photo, width in zip(photos, view)] for view in widths.tolist()]
+        images = [photo.levels[level] for view in levels for photo, level in zip(photos, view)]
+        # A pixel of a level covers a square of the photograph's: its centre is theirs.
+        sizes = [
+            (2**level * image.shape[-1], 2**level * image.shape[-2]) for image, level in zip(images, sum(levels, []))
+        ]
+        covered = torch.tensor(sizes, dtype=torch.float32).to(self.device).T[..., None, None]
+        grids = sampling_grid(coordinates.flatten(0, 1), (covered[0], covered[1]))
+        sampled = [
+            F.grid_sample(image[None].float(), grid[None], padding_mode="reflection", align_corners=False)
+            for image, grid in zip(images, grids)
+        ]
+        return (torch.cat(sampled) / 255).unflatten(0, (len(levels), -1))
 
     def _valid_only(self, warp: Tensor, inside: Tensor, inside_other: Tensor) -> Tensor:
         """NaN where the pixel or its counterpart is outside the view or the photograph."""
@@ -154,71 +163,49 @@ class HomographyPairs:
         visible &= inside_other.flatten(1).gather(1, flat.flatten(1)).view_as(visible)
         return warp.masked_fill(~visible[..., None], float("nan"))
 
-    def _add_teacher(self, batch: PairBatch, photos: list[Photo], at: Tensor, inside: Tensor) -> None:
+    def _add_teacher(self, batch: PairBatch, photos: list[Photo], sizes: Tensor, at: Tensor, inside: Tensor) -> None:
         """Teacher maps of both views (2, B, ...), in their frames."""
         # Present whenever any photograph of the source has them, so that all ranks evaluate the same losses.
         if self.photos.taught:
-            planes = [self._label_maps(photo, at[:, n]) for n, photo in enumerate(photos)]
-            groups, edges = (torch.stack(plane, 1) for plane in zip(*planes))
+            maps = [
+                None if photo.groups is None or photo.edges is None else (photo.groups, photo.edges) for photo in photos
+            ]
+            groups, edges = label_maps(maps, sizes, at)
             batch.groups0, batch.groups1 = groups * inside
             batch.edges0, batch.edges1 = edges.masked_fill(~inside, float("nan"))[:, :, None]
         if self.photos.embedded:
-            embeddings = [self._embedding(photo, at[:, n], inside[:, n]) for n, photo in enumerate(photos)]
-            batch.embedding0, batch.embedding1 = torch.stack(embeddings, 1)
+            nothing = torch.zeros(EMBEDDING, dtype=torch.float16, device=self.device)
+            embeddings = torch.stack([nothing if photo.embedding is None else photo.embedding for photo in photos])
+            batch.embedding0, batch.embedding1 = embedding_views(embeddings, sizes, at, inside)
 
     def _add_labels(self, batch: PairBatch, photos: list[Photo], views: Tensor, inside: Tensor) -> None:
         """Pseudo-labels of both views: ones at the labelled keypoints, NaN where there is no labelled photograph."""
-        into_views = torch.linalg.inv(views)
-        planes = torch.full((2, len(photos), 1, self.height, self.width), float("nan"), device=self.device)
-        for index, photo in enumerate(photos):
-            if photo.keypoints is None:
-                continue
-            for plane, into_view, seen in zip(planes[:, index], into_views[:, index], inside[:, index]):
-                points = project(into_view[None], photo.keypoints.to(self.device)[None])[0]
-                plane.copy_(keypoint_map(points, (self.height, self.width))[0].masked_fill(~seen, float("nan")))
-        batch.keypoints0, batch.keypoints1 = planes
+        nothing = torch.zeros(0, 2, device=self.device)
+        points = padded([nothing if photo.keypoints is None else photo.keypoints for photo in photos], math.nan)
+        points = project(torch.linalg.inv(views), points)
+        planes = keypoint_map(points.flatten(0, 1), (self.height, self.width)).unflatten(0, (2, -1))
+        labelled = torch.tensor([photo.keypoints is not None for photo in photos]).to(self.device)
+        known = inside & labelled[:, None, None]
+        batch.keypoints0, batch.keypoints1 = planes.masked_fill(~known[:, :, None], math.nan)
 
-    def _add_references(self, batch: PairBatch, photos: list[Photo], views: Tensor, widths: list[float]) -> None:
+    def _add_references(self, batch: PairBatch, photos: list[Photo], views: Tensor, widths: Tensor) -> None:
         """The reference features in both views: of one octave, that of the coarser view's pixel width."""
-        count = len(photos)
-        nowhere = torch.full((count, REFERENCES, 2), float("nan"), device=self.device)
-        batch.reference0, batch.reference1 = nowhere, nowhere.clone()
-        batch.reference_logits = torch.zeros(count, REFERENCES, device=self.device)
-        shape = count, REFERENCES, self.photos.reference_dim
-        batch.reference_descriptors = torch.zeros(shape, device=self.device)
-        into_views = torch.linalg.inv(views)
-        for index, (photo, width) in enumerate(zip(photos, widths)):
-            reference = photo.reference(width)
-            if reference is None:
-                continue
-            n = min(len(reference.points), REFERENCES)
-            for points, into_view in zip((batch.reference0, batch.reference1), into_views[:, index]):
-                points[index, :n] = self._shown(project(into_view[None], reference.points[None, :n])[0])
-            batch.reference_logits[index, :n] = reference.logits[:n]
-            batch.reference_descriptors[index, :n] = reference.descriptors[:n].float()
-
-    def _shown(self, points: Tensor) -> Tensor:
-        """Positions (n, 2), NaN where they are outside the view."""
-        return points.masked_fill(~within(points, self.grid[-1, -1])[..., None], float("nan"))
-
-    def _label_maps(self, photo: Photo, at: Tensor) -> tuple[Tensor, Tensor]:
-        """(2, H, W) int64 groups and (2, H, W) float32 edges at the views' pixels."""
-        if photo.groups is None or photo.edges is None:
-            empty = torch.zeros(at.shape[:-1], device=self.device)
-            return empty.long(), empty
-        return label_maps(photo.groups, photo.edges, photo.size, at)
-
-    def _embedding(self, photo: Photo, at: Tensor, inside: Tensor) -> Tensor:
-        """(2, 256, H/8, W/8)."""
-        if photo.embedding is None:
-            return torch.zeros(2, 256, self.height // CELL, self.width // CELL, device=self.device)
-        return embedding_views(photo.embedding.to(self.device), photo.size, at, inside)
+        nothing = ReferenceOctave.nothing(self.photos.reference_dim).to(self.device)
+        found = [photo.reference(width) or nothing for photo, width in zip(photos, widths.tolist())]
+        points = padded([octave.points for octave in found], math.nan, REFERENCES)
+        points = project(torch.linalg.inv(views), points)
+        shown = within(points, self.grid[-1, -1])
+        batch.reference0, batch.reference1 = points.masked_fill(~shown[..., None], math.nan)
+        batch.reference_logits = padded([octave.logits for octave in found], 0, REFERENCES)
+        batch.reference_descriptors = padded([octave.descriptors for octave in found], 0, REFERENCES).float()
 
 
-def pixel_widths(at: Tensor) -> Tensor:
-    """(...): photograph pixels that one pixel of a view spans at its centre, from coordinates (..., H, W, 2) there."""
-    row, column = at.shape[-3] // 2, at.shape[-2] // 2
-    return (at[..., row + 1, column + 1, :] - at[..., row, column, :]).norm(dim=-1) / math.sqrt(2)
+def pixel_widths(views: Tensor, width: int, height: int) -> Tensor:
+    """(...): photograph pixels that the pixel at the centre of a view of that size spans, of homographies (..., 3, 3)
+    into the photograph."""
+    centre = torch.tensor([width // 2, height // 2], device=views.device)
+    one, next_one = project(views, torch.stack((centre, centre + 1)).float()).unbind(-2)
+    return (next_one - one).norm(dim=-1) / math.sqrt(2)
 
 
 def within(points: Tensor, limit: Tensor) -> Tensor:
@@ -237,14 +224,7 @@ def rotation(angle: Tensor) -> Tensor:
     return torch.stack((torch.stack((cos, -sin), -1), torch.stack((sin, cos), -1)), -2)
 
 
-def project(matrices: Tensor, grid: Tensor) -> Tensor:
-    """(B, H, W, 2): the pixel grid (H, W, 2) through homographies (B, 3, 3)."""
-    homogeneous = torch.cat((grid, torch.ones_like(grid[..., :1])), -1).flatten(0, 1)
-    points = homogeneous @ matrices.transpose(1, 2)
-    return (points[..., :2] / points[..., 2:].clamp(min=1e-6)).view(-1, *grid.shape)
-
-
-def sample_at(image: Tensor, at: Tensor, mode: str) -> Tensor:
-    """Sample (B, C, h, w) at its own pixel positions (B, H, W, 2); the border is mirrored."""
-    grid = sampling_grid(at, (image.shape[-1], image.shape[-2]))
-    return F.grid_sample(image, grid, mode=mode, padding_mode="reflection", align_corners=False)
+def project(matrices: Tensor, points: Tensor) -> Tensor:
+    """(..., N, 2): points (..., N, 2) through homographies (..., 3, 3)."""
+    moved = F.pad(points, (0, 1), value=1.0) @ matrices.transpose(-1, -2)
+    return moved[..., :2] / moved[..., 2:].clamp(min=1e-6)

@@ -58,15 +58,15 @@ class PairTeacher:
         entry = self.store.entry(name, embedding=self.embedded)
         crop = torch.from_numpy(pair[f"crop{side}"]).float().to(self.device)
         at = warp_homography(grid.flatten(0, 1), crop).view(1, height, width, 2)
-        limit = torch.tensor(entry.image_size, device=self.device) - 1.0
-        inside = within(at, limit)
+        sizes = torch.tensor([entry.image_size], device=self.device)
+        inside = within(at, sizes[0] - 1)
         groups, edges = (torch.from_numpy(p).to(self.device) for p in (entry.groups.astype(np.int32), entry.edges))
-        groups, edges = label_maps(groups, edges, entry.image_size, at)
+        groups, edges = (plane[0, 0] for plane in label_maps([(groups, edges)], sizes, at[None]))
         embedding = self._no_embedding(height, width)
         if entry.embedding is not None:
-            stored = torch.from_numpy(entry.embedding).to(self.device)
-            embedding = embedding_views(stored, entry.image_size, at, inside)[0]
-        return (groups * inside)[0], edges.masked_fill(~inside, float("nan"))[0], embedding, True
+            stored = torch.from_numpy(entry.embedding).to(self.device)[None]
+            embedding = embedding_views(stored, sizes, at[None], inside[None])[0, 0]
+        return groups * inside[0], edges.masked_fill(~inside[0], float("nan")), embedding, True
 
     def _no_embedding(self, height: int, width: int) -> Tensor:
         return torch.zeros(256, height // CELL, width // CELL, device=self.device)

@@ -43,6 +43,11 @@ class ReferenceOctave:
     descriptors: Tensor
     pixel_width: float
 
+    @staticmethod
+    def nothing(dim: int) -> ReferenceOctave:
+        """No features, of that dimension."""
+        return ReferenceOctave(torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, dim, dtype=torch.float16), 1.0)
+
     def to(self, device: torch.device | str) -> ReferenceOctave:
         points, logits, descriptors = (part.to(device) for part in (self.points, self.logits, self.descriptors))
         return ReferenceOctave(points, logits, descriptors, self.pixel_width)
