@@ -70,11 +70,12 @@ class HomographyPairs:
         view0 = self._first_view(sizes)
         between = self._between(count)
         views = torch.stack((view0, view0 @ between))  # (2, B, 3, 3), view pixels -> photograph pixels
-        widths = pixel_widths(views, self.width, self.height)  # here, as the photographs: no wait for the device
-        sizes, views, between = sizes.to(self.device), views.to(self.device), between.to(self.device)
-        warp10 = self._everywhere(between)
-        warp01 = self._everywhere(torch.linalg.inv(between))
-        coordinates = self._everywhere(views)  # (2, B, H, W, 2)
+        # These and inverses are found here: the device would have to be waited for.
+        widths = pixel_widths(views, self.width, self.height)
+        matrices = torch.cat((torch.stack((between, torch.linalg.inv(between))), views, torch.linalg.inv(views)))
+        sizes, matrices = sizes.to(self.device), matrices.to(self.device)
+        warp10, warp01 = self._everywhere(matrices[:2])
+        coordinates, into_views = self._everywhere(matrices[2:4]), matrices[4:]  # (2, B, H, W, 2), (2, B, 3, 3)
         images = self._render(photos, coordinates, widths)
         inside = within(coordinates, sizes[:, None, None] - 1)
         warp01 = self._valid_only(warp01, inside[0], inside[1])
@@ -83,9 +84,9 @@ class HomographyPairs:
         batch = PairBatch(images[0], images[1], warp01, warp10, taught, taught)
         self._add_teacher(batch, photos, sizes, coordinates, inside)
         if self.photos.labelled:
-            self._add_labels(batch, photos, views, inside)
+            self._add_labels(batch, photos, into_views, inside)
         if self.photos.referenced:
-            self._add_references(batch, photos, views, widths.amax(0))
+            self._add_references(batch, photos, into_views, widths.amax(0))
         return batch
 
     def state(self) -> list[int]:
@@ -103,9 +104,8 @@ class HomographyPairs:
         scale = fit * uniform(count, self.config.min_crop, 1.0)
         room = (sizes - scale[:, None] * view).clamp(min=0)
         corner = torch.rand(count, 2) * room
-        mirror = (torch.rand(count) < 0.5) & (
-            not self.photos.referenced
-        )  # the reference extractor saw no mirrored photograph
+        # The reference extractor saw no mirrored photograph.
+        mirror = (torch.rand(count) < 0.5) & (not self.photos.referenced)
         matrix = torch.zeros(count, 3, 3)
         matrix[:, 0, 0] = torch.where(mirror, -scale, scale)
         matrix[:, 1, 1] = scale
@@ -178,22 +178,22 @@ class HomographyPairs:
             embeddings = torch.stack([nothing if photo.embedding is None else photo.embedding for photo in photos])
             batch.embedding0, batch.embedding1 = embedding_views(embeddings, sizes, at, inside)
 
-    def _add_labels(self, batch: PairBatch, photos: list[Photo], views: Tensor, inside: Tensor) -> None:
+    def _add_labels(self, batch: PairBatch, photos: list[Photo], into_views: Tensor, inside: Tensor) -> None:
         """Pseudo-labels of both views: ones at the labelled keypoints, NaN where there is no labelled photograph."""
         nothing = torch.zeros(0, 2, device=self.device)
         points = padded([nothing if photo.keypoints is None else photo.keypoints for photo in photos], math.nan)
-        points = project(torch.linalg.inv(views), points)
+        points = project(into_views, points)
         planes = keypoint_map(points.flatten(0, 1), (self.height, self.width)).unflatten(0, (2, -1))
         labelled = torch.tensor([photo.keypoints is not None for photo in photos]).to(self.device)
         known = inside & labelled[:, None, None]
         batch.keypoints0, batch.keypoints1 = planes.masked_fill(~known[:, :, None], math.nan)
 
-    def _add_references(self, batch: PairBatch, photos: list[Photo], views: Tensor, widths: Tensor) -> None:
+    def _add_references(self, batch: PairBatch, photos: list[Photo], into_views: Tensor, widths: Tensor) -> None:
         """The reference features in both views: of one octave, that of the coarser view's pixel width."""
         nothing = ReferenceOctave.nothing(self.photos.reference_dim).to(self.device)
         found = [photo.reference(width) or nothing for photo, width in zip(photos, widths.tolist())]
         points = padded([octave.points for octave in found], math.nan, REFERENCES)
-        points = project(torch.linalg.inv(views), points)
+        points = project(into_views, points)
         shown = within(points, self.grid[-1, -1])
         batch.reference0, batch.reference1 = points.masked_fill(~shown[..., None], math.nan)
         batch.reference_logits = padded([octave.logits for octave in found], 0, REFERENCES)
