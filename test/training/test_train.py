@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from typer.testing import CliRunner
@@ -119,6 +120,25 @@ def test_two_processes_train_one_network(config, tmp_path):
     result = run_training(config, tmp_path / "two", processes=2)
     assert result.returncode == 0, result.stderr
     assert len(torch.load(tmp_path / "two" / "last.pt", weights_only=True)["random"]) == 2
+
+
+@pytest.mark.slow
+def test_batch_statistics_of_all_processes_need_gpus(config, tmp_path):
+    result = run_training(config, tmp_path / "two", "--set", "sync_batch_norm=true", processes=2)
+    assert "sync_batch_norm is on, but PyTorch has it for GPUs only, and this is cpu" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(config, tmp_path):
+    for compiled in ("true", "false"):
+        result = run_training(config, tmp_path / compiled, "--set", f"compile={compiled}", "--set", "steps=3")
+        assert result.returncode == 0, result.stderr
+    states = [load_file(tmp_path / compiled / "best.safetensors") for compiled in ("true", "false")]
+    assert list(states[0]) == list(states[1])
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], atol=2e-3, rtol=0.02, msg=name)
+    metadata = safe_open(tmp_path / "true" / "best.safetensors", "pt").metadata()
+    assert json.loads(metadata["config"])["compile"]
 
 
 @pytest.mark.parametrize(

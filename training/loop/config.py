@@ -56,6 +56,8 @@ class RunConfig:
 
     Attributes:
         precision: fp32, bf16 or fp16 (autocast of the network; losses stay fp32).
+        compile: run the network through torch.compile, which takes a minute or two at first.
+        sync_batch_norm: take the statistics of batches over all processes, for small batches on several GPUs.
         validate_every: steps between validations and checkpoints.
 
     Raises:
@@ -65,6 +67,8 @@ class RunConfig:
     steps: int = 10000
     seed: int = 0
     precision: str = "bf16"
+    compile: bool = False
+    sync_batch_norm: bool = False
     validate_every: int = 500
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from samfeat_core.errors import FileError, SamfeatError, WeightsError, one_line
+from samfeat_core.errors import FileError, SamfeatError, UsageError, WeightsError, one_line
 from samfeat_core.files import replacing, write_bytes
 from samfeat_core.progress import progress
 from samfeat_core.weights import load_pth
@@ -68,6 +68,9 @@ class Trainer:
         batch: samples per step and process.
         metadata: what the best weights file says about itself, besides configuration, provenance and step.
         data: identity of what is trained on; a run whose checkpoint names another is not resumed.
+
+    Raises:
+        UsageError: `config.sync_batch_norm` without GPUs.
     """
 
     def __init__(
@@ -84,6 +87,10 @@ class Trainer:
         data: str = "",
     ) -> None:
         self.device = torch.device(device)
+        if config.sync_batch_norm and dist.is_initialized():
+            if self.device.type != "cuda":
+                raise UsageError(f"sync_batch_norm is on, but PyTorch has it for GPUs only, and this is {device}")
+            task.network = nn.SyncBatchNorm.convert_sync_batchnorm(task.network)
         self.task = task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = task.network  # type: ignore[assignment]
         self.source, self.validate, self.output = source, validate, Path(output)
@@ -109,7 +116,11 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
         self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
-        torch.backends.cudnn.benchmark = True  # batches have one size: let cuDNN try its kernels once
+        if config.compile:
+            self.network.compile(dynamic=False)  # in place; the average, which is only validated, stays as it is
+        # Batches have one size: let cuDNN try its kernels once. It takes TF32 by default. Matrix products must not: they
+        # carry positions, which TF32 rounds to a third of a pixel.
+        torch.backends.cudnn.benchmark = True
         self.step, self.best = 0, -math.inf
         self.bad, self.bad_in_a_row, self.told_to_stop = 0, 0, False
         self.busy, self.waited = 0.0, 0.0
@@ -334,10 +345,11 @@ def check_same_run(config: Any, output: Path) -> None:
         return
     there = flat(json.loads((output / CONFIG).read_text()))
     here = flat(json.loads(json.dumps(dataclasses.asdict(config))))
-    changed = [key for key in here if there.get(key) != here[key] and key not in MAY_CHANGE]
+    # A key that the run does not have is newer than it.
+    changed = [key for key in here if there.get(key, here[key]) != here[key] and key not in MAY_CHANGE]
     if changed:
         raise FileError(
-            f"{output} holds a run with {changed[0]} {there.get(changed[0])}, not {here[changed[0]]}: "
+            f"{output} holds a run with {changed[0]} {there[changed[0]]}, not {here[changed[0]]}: "
             f"give another --output, or remove it"
         )
 
