@@ -118,8 +118,8 @@ class Trainer:
         self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         if config.compile:
             self.network.compile(dynamic=False)  # in place; the average, which is only validated, stays as it is
-        # Batches have one size: let cuDNN try its kernels once. It takes TF32 by default. Matrix products must not: they
-        # carry positions, which TF32 rounds to a third of a pixel.
+        # Batches have one size: let cuDNN try its kernels once. It takes TF32 by default. Matrix products must not, as
+        # they carry positions: TF32 rounds them to a third of a pixel.
         torch.backends.cudnn.benchmark = True
         self.step, self.best = 0, -math.inf
         self.bad, self.bad_in_a_row, self.told_to_stop = 0, 0, False
