@@ -201,7 +201,8 @@ def draw_accuracy(path: Path, report: dict) -> None:
                 **style(name, names),
             )
         axis.set(xscale="log", xlabel="image to matches, ms (p50)", title=label)
-        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # the range may be narrow
+        low, high = axis.get_xlim()  # the range may be narrow, or one of several decades
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)))
         axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.grid(alpha=0.3, which="both")
