@@ -61,11 +61,16 @@ class FeatureStore(PhotoStore):
 
     def pixel_width(self, octave: int, size: tuple[int, int]) -> float:
         """Width of an octave's pixels, in pixels of the photograph of that (width, height)."""
-        return float(max(1.0, max(size) / self._long_side) * 2**octave)
+        return 1 / scale_of(octave, size, self._long_side)
 
     @cached_property
     def _long_side(self) -> float:
         return float(self.settings().get("long_side", math.inf))  # type: ignore[arg-type]
+
+
+def scale_of(octave: int, size: tuple[int, int], long_side: float) -> float:
+    """By what a photograph of that (width, height) is multiplied for an octave, in a store of that setting."""
+    return min(1.0, long_side / max(size)) / 2**octave
 
 
 def pack(features: ReferenceFeatures, extractor: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
@@ -93,7 +98,7 @@ def look(image: np.ndarray, extractor: Extractor, octaves: int, long_side: int) 
     height, width = image.shape[:2]
     parts: list[Features] = []
     for octave in range(octaves):
-        scale = min(1.0, long_side / max(height, width)) / 2**octave
+        scale = scale_of(octave, (width, height), long_side)
         if min(height, width) * scale < SMALLEST:
             break
         reduced = image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samfeat_core.two_view import to_homogeneous
 from training.data.geometry import sampling_grid
 from training.data.packed import padded
 from training.data.pairs import PairBatch, keypoint_map, pixel_grid
 from training.data.photos import Photo, PhotoSource, ReferenceOctave
-from training.data.teacher_views import embedding_views, label_maps
+from training.data.teacher_views import EMBEDDING, embedding_views, label_maps
 
 REFERENCES = 1024  # the best keypoints of the reference extractor, per photograph
-EMBEDDING = 256, 64, 64  # of a photograph without one
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,9 @@ def rotation(angle: Tensor) -> Tensor:
 
 
 def project(matrices: Tensor, points: Tensor) -> Tensor:
-    """(..., N, 2): points (..., N, 2) through homographies (..., 3, 3)."""
-    moved = F.pad(points, (0, 1), value=1.0) @ matrices.transpose(-1, -2)
+    """(..., N, 2): points (..., N, 2) through homographies (..., 3, 3).
+
+    Unlike by `warp_homography`, points beyond the horizon come out far away, and not mirrored into the view.
+    """
+    moved = to_homogeneous(points) @ matrices.transpose(-1, -2)
     return moved[..., :2] / moved[..., 2:].clamp(min=1e-6)

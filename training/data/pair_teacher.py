@@ -13,10 +13,8 @@ from training.data.geometry import warp_homography
 from training.data.homography_pairs import within
 from training.data.pairs import PairBatch, pixel_grid
 from training.data.stored_pairs import Pair, PairSource
-from training.data.teacher_store import TeacherStore
-from training.data.teacher_views import CELL, embedding_views, label_maps
-
-Maps = tuple[Tensor, Tensor, Tensor, bool]  # groups, edges, embedding, and whether there is any teacher output
+from training.data.teacher_store import TeacherEntry, TeacherStore
+from training.data.teacher_views import EMBEDDING, embedding_views, label_maps
 
 
 class PairTeacher:
@@ -39,37 +37,41 @@ class PairTeacher:
 
     def add(self, batch: PairBatch, pairs: Sequence[Pair]) -> None:
         """Adds the teacher's maps to a batch of these pairs. All parts always: ranks must agree on the losses."""
-        grid = pixel_grid(batch.image0.shape[-2], batch.image0.shape[-1], self.device)
+        height, width = batch.image0.shape[-2:]
+        pixels = pixel_grid(height, width, self.device).flatten(0, 1)
         for side in "01":
-            maps = [self._maps(pair, side, grid) for pair in pairs]
-            groups, edges, embeddings, taught = zip(*maps)
-            setattr(batch, f"groups{side}", torch.stack(groups))
-            setattr(batch, f"edges{side}", torch.stack(edges)[:, None])
+            entries = [self._entry(pair, side) for pair in pairs]
+            # A view that the teacher did not see is its own photograph, with nothing on it.
+            crops = [np.eye(3) if entry is None else pair[f"crop{side}"] for entry, pair in zip(entries, pairs)]
+            sizes = [(width, height) if entry is None else entry.image_size for entry in entries]
+            crop, size = (torch.tensor(np.stack(part), device=self.device) for part in (crops, sizes))
+            at = warp_homography(pixels, crop.float()).view(1, -1, height, width, 2)
+            inside = within(at, size[:, None, None] - 1)
+            groups, edges = label_maps([self._label_maps(entry) for entry in entries], size, at)
+            setattr(batch, f"groups{side}", (groups * inside)[0])
+            setattr(batch, f"edges{side}", edges.masked_fill(~inside, float("nan"))[0, :, None])
+            taught = [entry is not None for entry in entries]
             setattr(batch, f"has_teacher{side}", torch.tensor(taught, device=self.device))
             if self.embedded:
-                setattr(batch, f"embedding{side}", torch.stack(embeddings))
+                embeddings = torch.stack([self._embedding(entry) for entry in entries])
+                setattr(batch, f"embedding{side}", embedding_views(embeddings, size, at, inside)[0])
 
-    def _maps(self, pair: Pair, side: str, grid: Tensor) -> Maps:
+    def _entry(self, pair: Pair, side: str) -> TeacherEntry | None:
         name = self._entries.get(_photo(pair, side)) if f"photo{side}" in pair else None
-        height, width = grid.shape[:2]
-        if name is None:
-            empty = torch.zeros(height, width, device=self.device)
-            return empty.long(), empty, self._no_embedding(height, width), False
-        entry = self.store.entry(name, embedding=self.embedded)
-        crop = torch.from_numpy(pair[f"crop{side}"]).float().to(self.device)
-        at = warp_homography(grid.flatten(0, 1), crop).view(1, height, width, 2)
-        sizes = torch.tensor([entry.image_size], device=self.device)
-        inside = within(at, sizes[0] - 1)
-        groups, edges = (torch.from_numpy(p).to(self.device) for p in (entry.groups.astype(np.int32), entry.edges))
-        groups, edges = (plane[0, 0] for plane in label_maps([(groups, edges)], sizes, at[None]))
-        embedding = self._no_embedding(height, width)
-        if entry.embedding is not None:
-            stored = torch.from_numpy(entry.embedding).to(self.device)[None]
-            embedding = embedding_views(stored, sizes, at[None], inside[None])[0, 0]
-        return groups * inside[0], edges.masked_fill(~inside[0], float("nan")), embedding, True
+        return None if name is None else self.store.entry(name, embedding=self.embedded)
 
-    def _no_embedding(self, height: int, width: int) -> Tensor:
-        return torch.zeros(256, height // CELL, width // CELL, device=self.device)
+    def _label_maps(self, entry: TeacherEntry | None) -> tuple[Tensor, Tensor] | None:
+        if entry is None:
+            return None
+        return (
+            torch.from_numpy(entry.groups.astype(np.int32)).to(self.device),
+            torch.from_numpy(entry.edges).to(self.device),
+        )
+
+    def _embedding(self, entry: TeacherEntry | None) -> Tensor:
+        if entry is None or entry.embedding is None:
+            return torch.zeros(EMBEDDING, dtype=torch.float16, device=self.device)
+        return torch.from_numpy(entry.embedding).to(self.device)
 
 
 def _photos(pair: Pair) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from training.data.geometry import sampling_grid
 from training.data.packed import PackedImages
 
 CELL = 8  # pixels of a view to one position of the embedding, each way
+EMBEDDING = 256, 64, 64  # shape of a photograph's
 
 
 def label_maps(maps: Sequence[tuple[Tensor, Tensor] | None], sizes: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
