@@ -359,3 +359,35 @@ def test_a_larger_batch_takes_few_more_operations():
             pairs_of(photo).sample(pairs)
         counts.append(operations.count)
     assert (counts[1] - counts[0]) / 8 < 50
+
+
+def split_photo(side=1):
+    """A photograph whose left half is of group 1 and whose right half of 2, as a teacher saw it at 1 / side of it."""
+    photo = smooth_photo()
+    photo.groups = torch.ones(1, 240 // side, 320 // side, dtype=torch.int16)
+    photo.groups[..., 160 // side :] = 2
+    photo.edges, photo.keypoints = photo.groups == 2, torch.tensor([[160.0, 120.0]])
+    return photo
+
+
+def test_a_teacher_may_have_seen_the_photograph_at_another_size():
+    batches = []
+    for side in (1, 2):
+        torch.manual_seed(5)
+        batches.append(pairs_of(split_photo(side)).sample(4))
+    assert batches[0].groups0.unique().tolist() == [1, 2]
+    for name in ("groups0", "groups1", "edges0", "edges1"):
+        torch.testing.assert_close(*(getattr(batch, name) for batch in batches), equal_nan=True)
+
+
+def test_photographs_without_teacher_and_labels_beside_others_have_none():
+    torch.manual_seed(0)
+    pairs = HomographyPairs(PhotoSource([split_photo(), smooth_photo()]), (96, 64), "cpu", HomographyConfig())
+    batch = pairs.sample(2)
+    taught = batch.has_teacher0
+    assert sorted(taught.tolist()) == [False, True]
+    assert (
+        (batch.groups0[taught] > 0).all() and (batch.groups0[~taught] == 0).all() and (batch.edges0[~taught] == 0).all()
+    )
+    assert batch.keypoints0[taught].isfinite().all() and batch.keypoints0[~taught].isnan().all()
+    assert batch.keypoints1[taught].isfinite().any() and batch.keypoints1[~taught].isnan().all()
